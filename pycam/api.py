@@ -1,0 +1,148 @@
+"""The one-call functions: `explain`, `export`, `layers`.  What they need is imported when they are called."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import InputError
+from .explainer import Explainer
+from .explanation import Explanation
+from .preprocess import Preprocess
+from .runtime.feeds import Targets
+from .runtime.metadata import PREPROCESS, read_metadata
+
+if TYPE_CHECKING:
+    from .graph.locate import Layer
+
+Model = Any  # path, bytes or onnx.ModelProto
+
+ASSETS = Path(__file__).parent / "assets"
+DEFAULT_MODEL = ASSETS / "lite0_w8.onnx"
+"""EfficientNet-Lite0 on ImageNet-1k, 4.8 MB: what explains a photo when no model is given."""
+
+
+def explain(
+    model: Model,
+    image: Any,
+    targets: Targets = None,
+    *,
+    preprocess: Preprocess | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain one picture, in one call: read, preprocess, explain.
+
+    Args:
+        model: Path, bytes or ModelProto; for many pictures make an `Explainer` once instead.
+        image: Path, bytes, open file, Pillow image or uint8 array (H, W, 3).
+        targets: See `Explainer.__call__`.
+        preprocess: How to prepare the picture; None: as the model's metadata say, else ImageNet's usual way.
+        **options: Of `Explainer` (method, layer, providers, …).
+
+    Raises:
+        ImageError: the picture cannot be read.
+        PycamError: see `Explainer`.
+    """
+    from .image import crop, read
+
+    picture = read(image)
+    explainer = Explainer(model, **options)
+    pre = preprocess or preprocess_of(explainer)
+    return explainer(feed(explainer, crop(picture, pre), pre), targets)
+
+
+def preprocess_of(explainer: Explainer) -> Preprocess:
+    """How pictures are prepared for `explainer`: as its model says, else a guess from its input's shape."""
+    return explainer.preprocess or Preprocess.for_input(explainer.input_shape)
+
+
+def feed(explainer: Explainer, crops: Any, pre: Preprocess) -> Any:
+    """Crops uint8 (N, H, W, 3) or (H, W, 3) as the explainer's input: normalised, unless its graph does that itself."""
+    import numpy as np
+
+    from .image import prepare
+
+    if explainer.takes_pixels:
+        return np.asarray(crops).reshape(-1, *pre.size, 3)
+    return prepare(crops, pre)
+
+
+def export(
+    model: Model,
+    path: str | os.PathLike[str],
+    *,
+    method: str = "gradcam",
+    layer: str | Sequence[str] = "auto",
+    output: str | None = None,
+    outputs: Collection[str] = ("scores", "heatmaps", "raw"),
+    preprocess: Preprocess | bool | None = None,
+    classes: int | None = None,
+) -> Path:
+    """Write the explain graph: one plain ONNX file that any ONNX runtime executes.
+
+    Its inputs are the model's own and `targets`, int64 (N, K), −1 for the top class; its outputs the model's own,
+    `heatmaps` (N, K, H, W) in [0, 1], `raw` (N, K, h, w) and `explained` (N, K).
+
+    Args:
+        model: Path, bytes or ModelProto.
+        path: Where to write; checked before the work begins.
+        method, layer, output: See `Explainer`.
+        outputs: Which of "scores", "heatmaps", "raw" the graph returns.
+        preprocess: Put preprocessing into the graph, whose input is then `image`, uint8 (N, H, W, 3): a `Preprocess`,
+            or True for the one in the model's metadata.
+        classes: 1 fixes K to 1, which is cheaper for layers in the middle; None leaves it free.
+
+    Returns:
+        The path.
+
+    Raises:
+        OutputError: the path cannot be written.
+        PycamError: see `Explainer`.
+    """
+    from .image import check_writable, replacing
+
+    target = check_writable(path, suffixes=(".onnx",))
+    if classes not in (None, 1):
+        raise InputError(f"classes={classes}: 1 fixes one target per image, None leaves the number free")
+    if preprocess is True:
+        metadata = (
+            read_metadata(model)
+            if isinstance(model, (str, bytes, os.PathLike))
+            else {p.key: p.value for p in model.metadata_props}
+        )
+        if PREPROCESS not in metadata:
+            raise InputError(
+                f"preprocess=True, but the model carries none (metadata {PREPROCESS!r}): give a Preprocess"
+            )
+        preprocess = Preprocess.from_json(metadata[PREPROCESS])
+    from .compile import compile_model
+
+    graph = compile_model(
+        model,
+        method=method,
+        layer=layer,
+        output=output,
+        outputs=outputs,
+        many=classes != 1,
+        preprocess=preprocess or None,
+    )
+    with replacing(target) as file:
+        file.write(graph.model.SerializeToString())
+    return target
+
+
+def layers(model: Model, output: str | None = None) -> list[Layer]:
+    """The layers that can be explained, in the order of computation: name, module path, shape, share of the compute.
+
+    Args:
+        model: Path, bytes or ModelProto.
+        output: The model output that is explained; the first one if None.
+    """
+    from .graph.load import load
+    from .graph.locate import list_layers, locate_score
+    from .graph.normalise import normalise
+
+    graph = normalise(load(model)).graph
+    return list_layers(graph, locate_score(graph, output).value)

@@ -1,0 +1,254 @@
+"""Explain photos: print what the model sees and write pictures that show where."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pycam.errors import InputError, OutputError, PycamError
+
+from .progress import progress
+
+if TYPE_CHECKING:
+    from pycam.explainer import Explainer
+    from pycam.explanation import Explanation
+    from pycam.preprocess import Preprocess
+
+HELP = "explain photos"
+ROUNDS = 7  # of the timing; the median counts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "images", nargs="*", metavar="photo", help="picture files (default: a photo that ships with pycam)"
+    )
+    parser.add_argument(
+        "--model", help="ONNX model or exported explain graph (default: EfficientNet-Lite0, ships with pycam)"
+    )
+    parser.add_argument("--method", default="gradcam", help="see `pycam methods` (default: gradcam)")
+    parser.add_argument(
+        "--layer", action="append", help="see `pycam layers`; repeat to average several (default: auto)"
+    )
+    parser.add_argument("--target", default="top3", help="class number, label, or top1 … top16 (default: top3)")
+    parser.add_argument("--output", help="the model output to explain (default: the first)")
+    parser.add_argument(
+        "-o",
+        "--out",
+        help="picture to write, or a folder for several photos (default: <photo>_explained.png in the current folder)",
+    )
+    parser.add_argument("--colormap", default="jet", help="jet, turbo, viridis, inferno, magma or gray (default: jet)")
+    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the heatmap, 0 to 1 (default: 0.5)")
+    parser.add_argument("--provider", action="append", help="onnxruntime execution provider, in order of preference")
+    parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
+    parser.add_argument("--labels", help="text file with one class name per line (default: those in the model)")
+    parser.add_argument(
+        "--mean", type=float, nargs="+", help="per channel, of values 0–255 (default: as the model says)"
+    )
+    parser.add_argument("--std", type=float, nargs="+", help="per channel, of values 0–255")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per photo instead of text")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Explain every photo; a photo that fails does not stop the others, but makes the exit code 1."""
+    from pycam.api import ASSETS, DEFAULT_MODEL, preprocess_of
+    from pycam.colormap import colormap
+    from pycam.explainer import Explainer
+
+    images = [Path(p) for p in arguments.images] or [ASSETS / "coffee.jpg"]
+    colormap(arguments.colormap)
+    if not 0 <= arguments.alpha <= 1:
+        raise InputError(f"--alpha {arguments.alpha}: give an opacity between 0 and 1")
+    outs = _plan_outputs(images, arguments.out)
+    model = arguments.model or DEFAULT_MODEL
+    explainer = Explainer(
+        model,
+        method=arguments.method,
+        layer=arguments.layer or "auto",
+        providers=arguments.provider,
+        threads=arguments.threads,
+        output=arguments.output,
+    )
+    if arguments.labels:
+        explainer.labels = _read_labels(arguments.labels)
+    pre = _preprocess(preprocess_of(explainer), arguments.mean, arguments.std)
+    forward = _forward(model, explainer, arguments) if len(images) == 1 else None
+    if not arguments.json:
+        for note in explainer.spec.notes:
+            print(f"note: {note}")
+    failed = 0
+    for path, out in progress(list(zip(images, outs, strict=True))):
+        try:
+            report = _explain(path, out, explainer, pre, forward, arguments)
+        except PycamError as error:
+            failed += 1
+            print(f"pycam: {path}: {error}", file=sys.stderr)
+            continue
+        print(json.dumps(report) if arguments.json else _text(report), flush=True)
+    if failed and len(images) > 1:
+        print(f"pycam: {failed} of {len(images)} photos failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _explain(
+    path: Path,
+    out: Path,
+    explainer: Explainer,
+    pre: Preprocess,
+    forward: Callable[[dict[str, Any]], Any] | None,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:
+    """Explain one photo, write its picture, and report."""
+    from pycam.api import feed
+    from pycam.image import crop, read, write
+    from pycam.picture import picture
+
+    photo = crop(read(path), pre)
+    x = feed(explainer, photo, pre)
+    result = explainer(x, arguments.target)
+    times = _times(explainer, forward, x, result)
+    scores = _scores(explainer, result)
+    report: dict[str, Any] = {
+        "photo": str(path),
+        "picture": str(out),
+        "top": _top(explainer, scores),
+    } | result.to_dict()
+    report["times_ms"] = times
+    shown = list(range(result.targets.shape[1]))
+    write(
+        out,
+        picture(
+            photo,
+            result.overlay(photo[None], arguments.colormap, arguments.alpha)[0],
+            [result.label(0, k) for k in shown],
+            [_subtitle(scores, result, k) for k in shown],
+            colormap=arguments.colormap,
+            footer=" · ".join(
+                [result.method, result.layer, result.provider.removesuffix("ExecutionProvider"), *_timing(times)]
+            ),
+            photo_title=path.name,
+        ),
+    )
+    return report
+
+
+def _text(report: dict[str, Any]) -> str:
+    top = [f"  {p:6.1%}  {label}" if 0 <= p <= 1 else f"  {p:8.3f}  {label}" for label, p in report["top"]]
+    flat = [label for label, f in zip(report["labels"][0], report["flat"][0], strict=True) if f]
+    lines = [
+        report["photo"],
+        *top,
+        f"  method {report['method']}, layer {report['layer']}, {report['provider']}",
+        *(f"  {line}" for line in _timing(report["times_ms"])),
+        *(f"  flat: nothing in the photo speaks for {label!r} at this layer" for label in flat),
+        f"  wrote {report['picture']}",
+    ]
+    return "\n".join(lines)
+
+
+def _timing(times: dict[str, float]) -> list[str]:
+    explain = f"explanation {times['explanation']:.2f} ms"
+    if "forward" not in times:
+        return [explain]
+    return [f"forward {times['forward']:.2f} ms", f"{explain} ({times['explanation'] / times['forward']:.2f}×)"]
+
+
+def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
+    note = "nothing speaks for it" if result.flat[0, k] else ""
+    if scores is None:
+        return note
+    value = float(scores[int(result.targets[0, k])])
+    return " · ".join(filter(None, [f"{value:.1%}" if 0 <= value <= 1 else f"score {value:.3g}", note]))
+
+
+def _scores(explainer: Explainer, result: Explanation) -> NDArray[Any] | None:
+    """Class scores of one photo, as probabilities where there are several classes; None if they are not a vector."""
+    found = result.scores[explainer.spec.score] if isinstance(result.scores, dict) and result.scores else result.scores
+    if isinstance(found, dict) or found.ndim != 2:
+        return None
+    row: NDArray[Any] = found[0].astype(np.float64)
+    if explainer.spec.probabilities or len(row) == 1:
+        return row
+    exp = np.exp(row - row.max())
+    return np.asarray(exp / exp.sum())
+
+
+def _top(explainer: Explainer, scores: NDArray[Any] | None, count: int = 5) -> list[tuple[str, float]]:
+    if scores is None:
+        return []
+    order = np.argsort(-scores, kind="stable")[:count]
+    labels = explainer.labels
+    return [(labels[i] if i < len(labels) else f"class {i}", float(scores[i])) for i in order]
+
+
+def _times(
+    explainer: Explainer, forward: Callable[[dict[str, Any]], Any] | None, x: Any, result: Explanation
+) -> dict[str, float]:
+    """Milliseconds, medians of alternating runs: the plain forward pass, and the explanation of the top class."""
+    runs: dict[str, Callable[[], Any]] = {"explanation": lambda: explainer(x, result.targets[:, :1])}
+    if forward is not None:
+        runs = {"forward": lambda: forward(x), **runs}
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS if forward is not None else 1):
+        for name, call in runs.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in taken.items()}
+
+
+def _forward(model: Any, explainer: Explainer, arguments: argparse.Namespace) -> Callable[[Any], Any] | None:
+    """The model alone, to compare with; None where only its explain graph is at hand."""
+    from pycam.compile import forward_model
+    from pycam.runtime.metadata import read_metadata
+    from pycam.runtime.session import make_session
+    from pycam.runtime.spec import KEY
+
+    if KEY in read_metadata(model) or len(explainer.inputs) > 1:
+        return None
+    proto, folder = forward_model(model)
+    session = make_session(proto.SerializeToString(), arguments.provider, arguments.threads, folder)
+    return lambda x: session.run(None, {explainer.spec.image: x})
+
+
+def _plan_outputs(images: Sequence[Path], out: str | None) -> list[Path]:
+    """A path per photo, each checked before the work begins.
+
+    Raises:
+        OutputError: one cannot be written, or two photos would write the same file.
+    """
+    from pycam.image import check_writable
+
+    folder = Path(out) if out is not None and (len(images) > 1 or Path(out).is_dir()) else None
+    if folder is not None and not folder.is_dir():
+        raise OutputError(f"{len(images)} photos need a folder to write to: {str(folder)!r} is not one; make it first")
+    if out is not None and folder is None:
+        return [check_writable(out)]
+    paths = [(folder or Path()) / f"{image.stem}_explained.png" for image in images]
+    twice = sorted({str(p) for p in paths if paths.count(p) > 1})
+    if twice:
+        raise OutputError(f"two photos would both write {twice[0]!r}: explain them in separate calls")
+    return [check_writable(path) for path in paths]
+
+
+def _read_labels(path: str) -> tuple[str, ...]:
+    try:
+        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the labels {path!r}: {error}") from None
+
+
+def _preprocess(pre: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocess:
+    channels = len(pre.channels)
+    changes = {name: tuple(v) * (channels if len(v) == 1 else 1) for name, v in (("mean", mean), ("std", std)) if v}
+    return replace(pre, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,59 @@
+"""Write the explain graph of a model: one plain ONNX file that any ONNX runtime executes."""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write an explain graph"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("model", help="ONNX file")
+    parser.add_argument("path", help="where to write the explain graph (.onnx)")
+    parser.add_argument("--method", default="gradcam", help="see `pycam methods` (default: gradcam)")
+    parser.add_argument(
+        "--layer", action="append", help="see `pycam layers`; repeat to average several (default: auto)"
+    )
+    parser.add_argument("--output", help="the model output to explain (default: the first)")
+    parser.add_argument(
+        "--outputs", default="scores,heatmaps,raw", help="what it returns (default: scores,heatmaps,raw)"
+    )
+    parser.add_argument(
+        "--preprocess",
+        action="store_true",
+        help="put the model's own preprocessing into the graph: its input is then uint8 pictures",
+    )
+    parser.add_argument(
+        "--one", action="store_true", help="exactly one target per image: cheaper for layers in the middle"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Export and say what came out."""
+    from pycam.api import export
+    from pycam.runtime.metadata import read_metadata
+    from pycam.runtime.spec import Spec
+
+    path = export(
+        arguments.model,
+        arguments.path,
+        method=arguments.method,
+        layer=arguments.layer or "auto",
+        output=arguments.output,
+        outputs=[name.strip() for name in arguments.outputs.split(",")],
+        preprocess=arguments.preprocess or None,
+        classes=1 if arguments.one else None,
+    )
+    spec = Spec.from_metadata(read_metadata(path))
+    assert spec is not None
+    print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB): {spec.method} at {spec.layer}")
+    print(
+        f"inputs: {spec.image} ({spec.layout}), {spec.targets} int64 (N, {'K' if spec.many else '1'}), −1 = top class"
+    )
+    print(
+        f"outputs: {', '.join([*spec.outputs, *([spec.heatmaps] if spec.heatmaps else []), *spec.raw, spec.explained])}"
+    )
+    for note in spec.notes:
+        print(f"note: {note}")
+    return 0

@@ -1,0 +1,225 @@
+"""`Explainer`: load or compile once, call from many threads."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .errors import BatchAxisError, HeadError, MethodError
+from .explanation import Explanation
+from .head import pick
+from .preprocess import Preprocess
+from .runtime.feeds import Targets, check_inputs, check_targets
+from .runtime.metadata import LABELS, PREPROCESS, read_metadata
+from .runtime.session import make_session
+from .runtime.spec import Spec
+
+if TYPE_CHECKING:
+    import onnx
+
+    from .compile import ExplainGraph
+
+OUTPUTS = ("scores", "heatmaps", "raw")
+
+
+class Explainer:
+    """Explains a model's decisions; one object serves many threads, and calls leave no trace in it.
+
+    Args:
+        model: Path, bytes or ModelProto of a model (compiled here), or of an exported explain graph (run as it is).
+        method: A name of `pycam.methods()`.
+        layer: Tensor name, node name, module path of the source framework, "auto", or a list: their maps are averaged.
+        target: What to explain when a call does not say: None (the top class), a class, or "top3".
+        providers: onnxruntime execution providers; an unavailable one is an error.  None: CUDA if there, else CPU.
+        threads: Threads within an op; None leaves it to onnxruntime.
+        head: "graph" (heatmaps are computed by the explain graph), "cpu" (native) or "reference".  None: the fastest.
+        output: The model output to explain; the first one if None.
+
+    Attributes:
+        spec: What the explain graph says about itself.
+        labels: Class names, if the model carries them (metadata `pycam.labels`), else ().
+        inputs: The graph's inputs but the targets, as onnxruntime describes them (name, type, shape).
+        preprocess: How to prepare pictures, if the model says so (metadata `pycam.preprocess`), else None.
+
+    Raises:
+        PycamError: see `pycam.errors`.
+
+    Example:
+        >>> explainer = pycam.Explainer("resnet50.onnx")
+        >>> explainer(x).heatmaps.shape
+        (1, 1, 224, 224)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        method: str = "gradcam",
+        layer: str | Sequence[str] = "auto",
+        target: Targets = None,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        head: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        self._options: dict[str, Any] = {"providers": providers, "threads": threads}
+        self._lock = threading.Lock()
+        self._compile: dict[str, Any] | None = None
+        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
+        metadata = _metadata(model)
+        spec = Spec.from_metadata(metadata)
+        if spec is None:
+            self._head = None if head == "graph" else pick(head)
+            outputs = ("scores", "raw") if self._head is not None else OUTPUTS
+            self._compile = {"source": model, "method": method, "layer": layer, "output": output, "outputs": outputs}
+            self._one, self._many = self._build()
+        else:
+            _check_exported(spec, method, layer, output, head)
+            self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
+            self._one = Program(make_session(source, **self._options), spec)
+            self._many = self._one if spec.many else None
+        self.spec = self._one.spec
+        self.target = target
+        self.labels: tuple[str, ...] = tuple(metadata[LABELS].split("\n")) if LABELS in metadata else ()
+        self.preprocess = Preprocess.from_json(metadata[PREPROCESS]) if PREPROCESS in metadata else None
+        self.provider: str = self._one.session.get_providers()[0]
+        self.inputs = [i for i in self._one.session.get_inputs() if i.name != self.spec.targets]
+
+    @property
+    def input_shape(self) -> tuple[int | str | None, ...]:
+        """Shape of the image input as the model declares it; a free size is a name or None."""
+        return next(tuple(i.shape) for i in self.inputs if i.name == self.spec.image)
+
+    @property
+    def takes_pixels(self) -> bool:
+        """Whether preprocessing is part of the graph: its image input is uint8 (N, H, W, 3)."""
+        return any(i.name == self.spec.image and i.type == "tensor(uint8)" for i in self.inputs)
+
+    def __call__(self, x: ArrayLike | Mapping[str, ArrayLike], targets: Targets = None) -> Explanation:
+        """Explain a batch.
+
+        Args:
+            x: The input batch, or {input name: array} for models with several inputs; shapes and dtypes as the model's.
+            targets: Classes to explain: None (the default target), an int for all images, (N,) one per image,
+                (N, K) several per image, "top3" for the three best, or a label.  −1 is the best class, −2 the second
+                best, and so on.
+
+        Raises:
+            InputError: wrong name, shape or dtype, NaN or infinity.
+            TargetError: a class out of range, or a number of targets that does not fit the images.
+        """
+        feeds = check_inputs(x, self.inputs, self.spec.image)
+        image = feeds[self.spec.image]
+        wanted = self.target if targets is None else targets
+        chosen = check_targets(wanted, len(image), self.spec.classes, self.labels)
+        spec, outputs = self._run(feeds, chosen)
+        height, width = (image.shape[axis] for axis in ((2, 3) if spec.layout == "NCHW" else (1, 2)))
+        raws = [outputs[name] for name in spec.raw]
+        if self._head is not None:
+            heatmaps, flat = self._head.finish(raws, (height, width))
+        else:
+            heatmaps = outputs[spec.heatmaps or ""]
+            flat = np.all([m.max(axis=(2, 3)) <= 0 for m in raws or [heatmaps]], axis=0)
+        scores = {name: outputs[name] for name in spec.outputs}
+        return Explanation(
+            heatmaps=heatmaps,
+            raw=raws[0] if len(raws) == 1 else tuple(raws),
+            scores=next(iter(scores.values())) if len(scores) == 1 else scores,
+            targets=outputs[spec.explained],
+            flat=flat,
+            layer=spec.layer,
+            method=spec.method,
+            provider=self.provider,
+            notes=spec.notes,
+            labels=self.labels,
+        )
+
+    def _run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> tuple[Spec, dict[str, NDArray[Any]]]:
+        one, count = self._one, targets.shape[1]
+        if count == 1:
+            return one.spec, one.run(feeds, targets)
+        many = self._several()
+        if many is not None:
+            return many.spec, many.run(feeds, targets)
+        runs = [one.run(feeds, targets[:, k : k + 1]) for k in range(count)]
+        per_target = {*one.spec.raw, one.spec.heatmaps, one.spec.explained}
+        return one.spec, {
+            name: np.concatenate([run[name] for run in runs], axis=1) if name in per_target else first
+            for name, first in runs[0].items()
+        }
+
+    def _build(self) -> tuple[Program, Program | None]:
+        """(program for one target per image, for several); one serves both unless it would repeat large values."""
+        try:
+            graph = self._compiled(many=True)
+        except BatchAxisError:
+            graph = None
+        if graph is not None and not graph.repeats:
+            both = self._program(graph)
+            return both, both
+        return self._program(self._compiled(many=False)), None
+
+    def _several(self) -> Program | None:
+        """The program for several targets, compiled when first needed; None where each target needs its own run."""
+        with self._lock:
+            if self._many is None and self._compile is not None:
+                try:
+                    self._many = self._program(self._compiled(many=True))
+                except BatchAxisError:
+                    self._compile = None  # asked once is enough
+            return self._many
+
+    def _compiled(self, many: bool) -> ExplainGraph:
+        from .compile import compile_model  # brings onnx and onnx-ir, which running an exported graph does without
+
+        assert self._compile is not None
+        return compile_model(**self._compile, many=many, stand_alone=False)
+
+    def _program(self, graph: ExplainGraph) -> Program:
+        return Program(make_session(graph.model.SerializeToString(), folder=graph.folder, **self._options), graph.spec)
+
+
+@dataclass(frozen=True)
+class Program:
+    """A session with the spec of its graph."""
+
+    session: Any
+    spec: Spec
+
+    def run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """All outputs by name."""
+        spec = self.spec
+        names = [*spec.outputs, *spec.raw, *([spec.heatmaps] if spec.heatmaps else []), spec.explained]
+        arrays = self.session.run(names, {**feeds, spec.targets: targets})
+        return dict(zip(names, arrays, strict=True))
+
+
+def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:
+    if isinstance(model, (str, os.PathLike, bytes)):
+        return read_metadata(model)
+    return {p.key: p.value for p in model.metadata_props}
+
+
+def _check_exported(spec: Spec, method: str, layer: str | Sequence[str], output: str | None, head: str | None) -> None:
+    """An exported graph has its method, layer and output built in: asking for others must not pass in silence."""
+    asked: dict[str, tuple[object, set[str | None]]] = {
+        "layer": (layer, {"auto", spec.layer, *spec.layers, *spec.modules}),
+        "output": (output, {None, spec.score}),
+    }
+    wrong = [name for name, (value, fine) in asked.items() if not isinstance(value, list) and value not in fine]
+    if method not in ("gradcam", spec.method):
+        wrong.append("method")
+    if wrong:
+        raise MethodError(
+            f"the explain graph has its {', '.join(wrong)} built in (method {spec.method!r}, layer "
+            f"{spec.layer!r}, output {spec.score!r}): export the model again for another"
+        )
+    if head == "graph" and spec.heatmaps is None:
+        raise HeadError("the explain graph returns raw maps only: choose another head, or export it with heatmaps")
+    if head not in (None, "graph") and not spec.raw:
+        raise HeadError(f"the explain graph returns heatmaps only, so the head {head!r} has nothing to do")

@@ -1,0 +1,183 @@
+"""`Call`: a forward node as its gradient rules see it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from pycam.errors import BatchAxisError, UnsupportedOpError
+from pycam.graph.builder import Builder, constant_of
+from pycam.graph.simplify import Spread, expand
+
+Dim = int | str | None
+"""A dimension: its size, its symbolic name, or None where nothing is known."""
+
+
+class Repeat:
+    """How many explanations share one forward pass, and how forward values are repeated for them.
+
+    The gradients of K scores travel together: their batch axis is `K·N`, K outermost.  A forward value that a rule
+    reads is tiled along axis 0 when it is first read, and never if no rule reads it (a GAP + linear tail reads none).
+    """
+
+    def __init__(self, g: Builder, count: ir.Value | None, batched: frozenset[ir.Value]) -> None:
+        self.g = g
+        self.count = count  # int64 (1,): K, or None when K is 1
+        self.batched = batched
+        self.tiled: dict[ir.Value, ir.Value] = {}
+
+    def __call__(self, value: ir.Value) -> ir.Value:
+        """`value` for all K targets: `(N, …)` → `(K·N, …)`; constants and shapes stay as they are."""
+        if self.count is None or value not in self.batched:
+            return value
+        if value not in self.tiled:
+            rank = len(value.shape) if value.shape is not None else 0
+            if rank == 0:
+                raise BatchAxisError(
+                    f"the value {value.name!r} has no batch axis to repeat for several targets: "
+                    "explain one target at a time"
+                )
+            repeats = self.g.Concat(self.count, [1] * (rank - 1), axis=0) if rank > 1 else self.count
+            self.tiled[value] = self.g.Tile(value, repeats)
+        return self.tiled[value]
+
+    def heavy(self, limit: int = 1 << 16) -> bool:
+        """Whether a value with more than `limit` numbers per image (or an unknown number) was repeated."""
+        sizes = [list(value.shape or [])[1:] for value in self.tiled]
+        return any(
+            not all(isinstance(d, int) for d in s) or math.prod(d for d in s if isinstance(d, int)) > limit
+            for s in sizes
+        )
+
+    def shape_of(self, value: ir.Value) -> ir.Value:
+        """The shape (int64) of the repeated `value`, without making it."""
+        shape = self.g.Shape(value)
+        if self.count is None or value not in self.batched:
+            return shape
+        rank = len(value.shape) if value.shape is not None else 0
+        factors = self.g.Concat(self.count, [1] * (rank - 1), axis=0) if rank > 1 else self.count
+        return self.g.Mul(shape, factors)
+
+
+class Call:
+    """The forward node `node`, differentiated for its input `i`.
+
+    Values it hands out (`x`, `y`) are already repeated for the K targets.  Prefer `y` to `x` where the algebra allows:
+    reading a pre-activation stops onnxruntime from fusing it with the convolution before.
+    """
+
+    def __init__(self, g: Builder, repeat: Repeat, node: ir.Node, i: int, dys: list[ir.Value | None]) -> None:
+        self.g = g
+        self.repeat = repeat
+        self.node = node
+        self.i = i
+        self.dys = dys  # gradients of all outputs, None where the score does not depend on one
+
+    def has(self, i: int) -> bool:
+        """Whether the optional input `i` is given."""
+        return i < len(self.node.inputs) and self.node.inputs[i] is not None
+
+    def x(self, i: int | None = None) -> ir.Value:
+        """Forward input `i` (default: the one differentiated)."""
+        return self.repeat(self._input(i))
+
+    def y(self, i: int = 0) -> ir.Value:
+        """Forward output `i`."""
+        return self.repeat(self.node.outputs[i])
+
+    def const(self, i: int) -> np.ndarray | None:
+        """Input `i` as an array if it is known at compile time, else None (also where it is left out)."""
+        return constant_of(self.node.inputs[i]) if self.has(i) else None
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute's value: int, float, str, or list of those."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+    def rank(self, i: int | None = None) -> int:
+        """Rank of input `i`."""
+        return len(self.dims(i))
+
+    def dims(self, i: int | None = None) -> list[Dim]:
+        """Dimensions of input `i`; the batch axis of a repeated value is unknown (None)."""
+        return self._dims(self._input(i), f"input {self.i if i is None else i}")
+
+    def out_dims(self, i: int = 0) -> list[Dim]:
+        """Dimensions of output `i`."""
+        return self._dims(self.node.outputs[i], f"output {i}")
+
+    def static(self, i: int | None = None, start: int = 0) -> list[int] | None:
+        """Sizes of the axes `start…` of input `i` if all are known, else None."""
+        sizes = [d for d in self.dims(i)[start:] if isinstance(d, int)]
+        return sizes if len(sizes) == self.rank(i) - start else None
+
+    def shape(self, i: int | None = None) -> ir.Value:
+        """The shape of `x(i)` as an int64 vector: a constant if static, else computed when the graph runs."""
+        sizes = self.static(i)
+        return self.g.constant(sizes) if sizes is not None else self.repeat.shape_of(self._input(i))
+
+    def size(self, axis: int, i: int | None = None) -> ir.Value:
+        """The size of one axis of `x(i)` as an int64 vector of length 1."""
+        size = self.dims(i)[axis]
+        if isinstance(size, int):
+            return self.g.constant([size])
+        axis %= self.rank(i)
+        return self.g.Slice(self.shape(i), [axis], [axis + 1], [0])
+
+    def reshape_like(self, value: ir.Value, i: int | None = None) -> ir.Value:
+        """`value` with the shape of `x(i)`."""
+        rest = self.static(i, start=1)
+        if rest is not None and self.rank(i) > 0 and 0 not in rest:
+            first = self.dims(i)[0]
+            return self.g.Reshape(value, [first if isinstance(first, int) else -1, *rest])
+        return self.g.Reshape(
+            value, self.shape(i), allowzero=1 if self.static(i) and 0 in (self.static(i) or []) else None
+        )
+
+    def expand_like(self, value: ir.Value, axes: Sequence[int], i: int | None = None) -> ir.Value:
+        """`value`, of the shape of `x(i)` but 1 on `axes`, broadcast to `x(i)`."""
+        dims = self.dims(i)
+        negative = tuple(sorted(a % len(dims) - len(dims) for a in axes))
+        rest = self.static(i, start=1)
+        whole = rest is not None and -len(dims) not in negative  # then the batch axis is complete in `value`
+        shape = self.g.constant([1, *(rest or [])]) if whole else self.shape(i)
+        return expand(self.g, value, shape, Spread(negative, tuple(dims[a] for a in negative)))
+
+    def axes(self, value: Any, rank: int | None = None) -> list[int]:
+        """Axes as non-negative ints: `value` is an array, a list, an int, or None for all of them."""
+        rank = self.rank() if rank is None else rank
+        if value is None:
+            return list(range(rank))
+        return [int(a) % rank for a in np.atleast_1d(np.asarray(value))]
+
+    def refuse(self, why: str) -> UnsupportedOpError:
+        """The error for a form of the op that has no gradient: `raise n.refuse("…")`."""
+        return UnsupportedOpError(f"cannot differentiate {describe(self.node)}: {why}")
+
+    def _input(self, i: int | None) -> ir.Value:
+        value = self.node.inputs[self.i if i is None else i]
+        assert value is not None, f"input {i} of {self.node.op_type} is left out: ask has() first"
+        return value
+
+    def _dims(self, value: ir.Value, what: str) -> list[Dim]:
+        if value.shape is None:
+            raise self.refuse(
+                f"shape inference could not find the rank of its {what} ({value.name!r}): "
+                "give the model's inputs fixed shapes and export it again"
+            )
+        dims: list[Dim] = [d if isinstance(d, int) else d.value for d in value.shape]
+        if dims and self.repeat.count is not None and value in self.repeat.batched:
+            dims[0] = None
+        return dims
+
+
+def describe(node: ir.Node) -> str:
+    """`Conv (node "stem", opset 21)`: a node as error messages name it."""
+    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    graph = node.graph
+    version = graph.opset_imports.get(node.domain) if isinstance(graph, ir.Graph) else None
+    return f"{op} (node {node.name or node.outputs[0].name!r}, opset {version})"

@@ -1,0 +1,321 @@
+"""Rules of the ops that pick values by position, and the two ways back: padding, and sums of picked positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import BatchAxisError
+from ..graph.builder import Builder
+from .call import Call, describe
+from .registry import rule, stop
+from .windows import END, axis_size, join, plus
+
+stop("Slice", 1, 2, 3, 4, why="positions are integers")
+stop("Pad", 1, 3, why="pads and axes are integers")
+for _op in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND", "Trilu"):
+    stop(_op, 1, why="indices are integers")
+
+_FEW = 4
+"""A position picked up to so many times is summed by as many Gathers; beyond, by a matrix of zeros and ones."""
+
+
+def length(n: Call, axis: int, i: int | None = None) -> int | ir.Value:
+    """The size of an axis that the op works along: an int, or an int64 vector of length 1."""
+    size = n.dims(i)[axis]
+    if axis % n.rank(i) == 0:
+        one_target(n, "works along the batch axis")
+    return size if isinstance(size, int) else n.size(axis, i)
+
+
+def one_target(n: Call, why: str) -> None:
+    """Refuse a node whose gradients for several targets cannot travel in one batch, if there are several."""
+    if n.repeat.count is not None:
+        raise BatchAxisError(f"{describe(n.node)} {why}, so several targets cannot share one pass: "
+                             "compile for one target per image")  # fmt: skip
+
+
+def positions(g: Builder, size: int | ir.Value) -> ir.Value:
+    """0, 1, … size-1."""
+    return g.constant(np.arange(size)) if isinstance(size, int) else g.Range(0, g.Squeeze(size, [0]), 1)
+
+
+def place(
+    g: Builder, dy: ir.Value, axis: int, begin: int | ir.Value, size: int | ir.Value, count: int | None
+) -> ir.Value:
+    """`dy`, `count` long on `axis` (None: ask the graph), at position `begin` of `size` zeros."""
+    if isinstance(begin, int) and isinstance(size, int) and count is not None:
+        pads: Sequence[int | ir.Value] = [begin, size - begin - count]
+        if pads == [0, 0]:
+            return dy
+    else:
+        end = plus(g, begin, count if count is not None else axis_size(g, dy, axis))
+        pads = [begin, g.Sub(_vector(size), _vector(end))]
+    return g.Pad(dy, join(g, pads), None, [axis])
+
+
+def scatter_axis(
+    g: Builder, dy: ir.Value, indices: np.ndarray | ir.Value, size: int | ir.Value, axis: int, rank: int
+) -> ir.Value:
+    """The adjoint of `Gather(x, indices, axis)`: `dx[i] = Σ dy[j]` over all `indices[j] = i`.
+
+    Args:
+        g: The builder.
+        dy: Of rank `rank`, with the picked positions along `axis`.
+        indices: Not negative; an array, or an int64 vector that the graph computes.
+        size: Of `axis` in `x`.
+        axis: Not negative.
+        rank: Of `dy`.
+    """
+    if isinstance(indices, np.ndarray):
+        indices = indices.reshape(-1)
+        if indices.size and (np.diff(indices) == 1).all():
+            return place(g, dy, axis, int(indices[0]), size, indices.size)
+        tables = _inverse(indices, size) if isinstance(size, int) else None
+        if tables is not None:
+            zero = g.Pad(dy, [0, 1], None, [axis])  # one more position: what nobody picked
+            result = g.Gather(zero, g.constant(tables[0]), axis=axis)
+            for table in tables[1:]:
+                result = g.Add(result, g.Gather(zero, g.constant(table), axis=axis))
+            return result
+        indices = g.constant(indices)
+    picked = g.Equal(g.Unsqueeze(positions(g, size), [1]), indices)
+    return along(g, dy, g.Cast(picked, to=dy.dtype), axis, rank)
+
+
+def _inverse(indices: np.ndarray, size: int) -> list[np.ndarray] | None:
+    """For each position of `x`, which `dy` picked it first, second, … (`len(indices)`: none); None if too many did."""
+    times = np.bincount(indices, minlength=size)
+    if times.max(initial=0) > _FEW:
+        return None
+    tables = np.full((max(int(times.max(initial=0)), 1), size), indices.size)
+    seen = np.zeros(size, np.int64)
+    for j, i in enumerate(indices):
+        tables[seen[i], i] = j
+        seen[i] += 1
+    return list(tables)
+
+
+def along(g: Builder, x: ir.Value, matrix: ir.Value, axis: int, rank: int) -> ir.Value:
+    """`y[…, i, …] = Σ_j matrix[i, j]·x[…, j, …]` along `axis`."""
+    if axis == rank - 1:
+        return g.MatMul(x, g.Transpose(matrix, perm=[1, 0]))
+    if axis == rank - 2:
+        return g.MatMul(matrix, x)
+    swap = list(range(rank))
+    swap[axis], swap[-2] = swap[-2], swap[axis]
+    return g.Transpose(g.MatMul(matrix, g.Transpose(x, perm=swap)), perm=swap)
+
+
+@rule("Slice")
+def slice_(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = x[start:end:step]` ⇒ `dx` is `dy` at these positions, 0 elsewhere: padding at step 1."""
+    rank = n.rank()
+    given = n.const(1)
+    count = given.size if given is not None else next(iter(n.static(1) or []), None)
+    steps = n.const(4) if n.has(4) else np.ones(count or 0, np.int64)
+    axes = n.const(3) if n.has(3) else np.arange(count or 0)
+    if count is None or axes is None or steps is None:
+        raise n.refuse("which axes it cuts, or in which steps, is known only when the graph runs")
+    befores: dict[int, int | ir.Value] = {}
+    afters: dict[int, int | ir.Value] = {}
+    for j, (axis, step) in enumerate(zip(n.axes(axes), map(int, steps), strict=True)):
+        start, end = _entry(g, n, 1, j), _entry(g, n, 2, j)
+        if (start, step) == (0, 1) and isinstance(end, int) and end >= 2**31 - 1:
+            continue  # the whole axis
+        size = length(n, axis)
+        if isinstance(start, int) and isinstance(end, int) and isinstance(size, int):
+            at = np.arange(size)[start:end:step]
+            if step != 1 and at.size > 1:
+                dy = scatter_axis(g, dy, at, size, axis, rank)
+            else:
+                begin = int(at[0]) if at.size else 0
+                befores[axis], afters[axis] = begin, size - begin - at.size
+        elif step == 1:
+            befores[axis] = _begin(g, start, size)
+            end = plus(g, befores[axis], axis_size(g, dy, axis))
+            afters[axis] = g.Sub(_vector(size), _vector(end))
+        else:
+            at_run_time = g.Slice(positions(g, size), join(g, [start]), join(g, [end]), [0], [step])
+            dy = scatter_axis(g, dy, at_run_time, size, axis, rank)
+    pads = [*befores.values(), *afters.values()]
+    if all(isinstance(p, int) and p == 0 for p in pads):
+        return dy
+    return g.Pad(dy, join(g, pads), None, list(befores))
+
+
+def _entry(g: Builder, n: Call, i: int, j: int) -> int | ir.Value:
+    """Entry `j` of the integer vector that input `i` is."""
+    known = n.const(i)
+    if known is not None:
+        return int(known[j])
+    value = g.Slice(n.node.inputs[i], [j], [j + 1], [0])
+    return g.Cast(value, to=ir.DataType.INT64)
+
+
+def _begin(g: Builder, start: int | ir.Value, size: int | ir.Value) -> int | ir.Value:
+    """Where a cut at step 1 begins: a negative start counts from the end."""
+    if isinstance(start, int) and start >= 0:
+        return start
+    from_end = plus(g, size, start)
+    if isinstance(from_end, int):
+        return max(from_end, 0)
+    if isinstance(start, int):
+        return g.Max(from_end, [0])
+    return g.Max(g.Where(g.Less(start, [0]), from_end, start), [0])
+
+
+@rule("Gather")
+def gather(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = x[…, indices, …]` ⇒ `dx[i] = Σ dy[j]` over all `indices[j] = i`: duplicates add up."""
+    rank = n.rank()
+    axis = int(n.attr("axis", 0)) % rank
+    size, known = length(n, axis), n.const(1)
+    inner = known.ndim if known is not None else n.rank(1)
+    if inner == 0:
+        dy = g.Unsqueeze(dy, [axis])
+    elif inner > 1:  # the axes of the indices become one
+        rest = n.dims()[axis + 1 :]
+        after = [d if isinstance(d, int) else axis_size(g, dy, axis + inner + k) for k, d in enumerate(rest)]
+        dy = g.Reshape(dy, join(g, [0] * axis + [-1, *after]))
+    if known is None:
+        return scatter_axis(g, dy, _from_start(g, g.Reshape(n.x(1), [-1]), size), size, axis, rank)
+    if isinstance(size, int):
+        return scatter_axis(g, dy, known.reshape(-1) % size, size, axis, rank)
+    if (known >= 0).all():
+        return scatter_axis(g, dy, known, size, axis, rank)
+    if known.size == 1:
+        return place(g, dy, axis, g.Add(size, [int(known.reshape(-1)[0])]), size, 1)
+    return scatter_axis(g, dy, _from_start(g, g.constant(known.reshape(-1)), size), size, axis, rank)
+
+
+def _from_start(g: Builder, indices: ir.Value, size: int | ir.Value) -> ir.Value:
+    """`indices` as int64, negative ones counted from the end."""
+    indices = g.Cast(indices, to=ir.DataType.INT64)
+    return g.Where(g.Less(indices, 0), g.Add(indices, [size] if isinstance(size, int) else size), indices)
+
+
+def _vector(size: int | ir.Value) -> ir.Value | list[int]:
+    return [size] if isinstance(size, int) else size
+
+
+@rule("GatherElements")
+def gather_elements(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y[…, j, …] = x[…, index[…, j, …], …]` ⇒ `dx[…, i, …] = Σ_j [index = i]·dy`, duplicates add up."""
+    axis = int(n.attr("axis", 0)) % n.rank()
+    others = [(a, b) for k, (a, b) in enumerate(zip(n.dims(0), n.dims(1), strict=True)) if k != axis]
+    if any(isinstance(a, int) and isinstance(b, int) and a != b for a, b in others):
+        raise n.refuse("its indices do not cover the other axes")
+    _per_image(n)
+    size = length(n, axis)
+    shape = join(g, [-1] + [1] * (n.rank() - axis))
+    indices = _from_start(g, n.x(1), size)
+    picked = g.Equal(g.Unsqueeze(indices, [axis]), g.Reshape(positions(g, size), shape))
+    return g.ReduceSum(g.Mul(g.Cast(picked, to=dy.dtype), g.Unsqueeze(dy, [axis])), [axis + 1], keepdims=0)
+
+
+@rule("GatherND")
+def gather_nd(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """A Gather of flattened positions: `index = Σ_k i_k·stride_k` over the axes that the indices name."""
+    one_target(n, "names positions in the batch")
+    if int(n.attr("batch_dims", 0)):
+        raise n.refuse("batch_dims above 0")
+    depth = n.dims(1)[-1]
+    if not isinstance(depth, int):
+        raise n.refuse("how many axes its indices name is known only when the graph runs")
+    sizes = g.Slice(n.shape(), [0], [depth], [0])
+    strides = [g.ReduceProd(g.Slice(sizes, [k + 1], [END], [0]), [0], keepdims=1) for k in range(depth - 1)]
+    indices = g.Cast(n.x(1), to=ir.DataType.INT64)
+    indices = g.Where(g.Less(indices, 0), g.Add(indices, sizes), indices)
+    flat = g.ReduceSum(g.Mul(indices, join(g, [*strides, 1])), [-1], keepdims=0)
+    static = n.static()
+    size = math.prod(static[:depth]) if static is not None else g.ReduceProd(sizes, [0], keepdims=1)
+    rows = (
+        g.Reshape(dy, [-1, math.prod(static[depth:])])
+        if static is not None
+        else g.Reshape(
+            dy, g.Concat([-1], g.ReduceProd(g.Slice(n.shape(), [depth], [END], [0]), [0], keepdims=1), axis=0)
+        )
+    )
+    return n.reshape_like(scatter_axis(g, rows, g.Reshape(flat, [-1]), size, 0, 2))
+
+
+@rule("ScatterElements", 0)
+@rule("ScatterND", 0)
+def scatter_data(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = x` but for the positions written: `dx` is `dy`, 0 where it was overwritten (not where updates add)."""
+    if _reduction(n) == "add":
+        return dy
+    zeros = g.Expand(g.constant(0.0, dy.dtype), n.shape(2))
+    return g.emit(n.node.op_type, [dy, n.x(1), zeros], {"axis": n.attr("axis")})[0]
+
+
+@rule("ScatterElements", 2)
+@rule("ScatterND", 2)
+def scatter_updates(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`du` is `dy` at the positions written (where two updates meet, ONNX does not say which one stays)."""
+    _reduction(n)
+    if n.node.op_type == "ScatterND":
+        return g.GatherND(dy, n.x(1))
+    return g.GatherElements(dy, n.x(1), axis=n.attr("axis"))
+
+
+def _reduction(n: Call) -> str:
+    reduction = str(n.attr("reduction", "none"))
+    if reduction not in ("none", "add"):
+        raise n.refuse(f"reduction={reduction}")
+    if n.node.op_type == "ScatterND":
+        one_target(n, "names positions in the batch")
+    else:
+        _per_image(n)
+    return reduction
+
+
+def _per_image(n: Call) -> None:
+    """Indices of the shape of `y` must be repeated with it, which constants are not."""
+    if n.node.inputs[1] not in n.repeat.batched or int(n.attr("axis", 0)) % n.rank(0) == 0:
+        one_target(n, "has the same indices for all batches, or works along the batch axis")
+
+
+@rule("Pad")
+def pad(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """Constant: `dx` is `dy` without the pads.  Else `y = x[map]` on every axis: `dx` adds up what a position gave."""
+    rank, mode, pads = n.rank(), str(n.attr("mode", "constant")), n.const(1)
+    axes = n.axes(n.const(3), rank) if not n.has(3) or n.const(3) is not None else None
+    if axes is None or pads is None:
+        if mode != "constant":
+            raise n.refuse(f"mode={mode} with pads that are known only when the graph runs")
+        return g.Pad(dy, g.Neg(n.node.inputs[1]), None, n.node.inputs[3] if n.has(3) else None)
+    before, after = [int(p) for p in pads[: len(axes)]], [int(p) for p in pads[len(axes) :]]
+    if mode == "constant":
+        return _unpad(g, dy, axes, before, after)
+    for axis, b, e in zip(axes, before, after, strict=True):
+        if b or e:
+            size = length(n, axis)
+            at: np.ndarray | ir.Value
+            if isinstance(size, int) and min(b, e) >= 0:
+                at = np.pad(np.arange(size), (b, e), mode=mode)  # type: ignore[call-overload]  # mode is one of numpy's
+            else:
+                at = g.Pad(positions(g, size), [b, e], mode=mode)
+            dy = scatter_axis(g, dy, at, size, axis, rank)
+    return dy
+
+
+def _unpad(g: Builder, dy: ir.Value, axes: list[int], before: list[int], after: list[int]) -> ir.Value:
+    """Cut what was padded, pad what was cut (negative pads)."""
+    cut = [(a, max(b, 0), -e if e > 0 else END) for a, b, e in zip(axes, before, after, strict=True) if b > 0 or e > 0]
+    if cut:
+        dy = g.Slice(dy, [b for _, b, _ in cut], [e for _, _, e in cut], [a for a, _, _ in cut])
+    put = [(a, max(-b, 0), max(-e, 0)) for a, b, e in zip(axes, before, after, strict=True) if b < 0 or e < 0]
+    if put:
+        dy = g.Pad(dy, [b for _, b, _ in put] + [e for _, _, e in put], None, [a for a, _, _ in put])
+    return dy
+
+
+@rule("Trilu")
+def trilu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y` is `x` or 0 ⇒ the same of `dy`."""
+    return g.Trilu(dy, n.x(1) if n.has(1) else None, upper=n.attr("upper"))

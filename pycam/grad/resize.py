@@ -1,0 +1,102 @@
+"""The rule of Resize."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.builder import Builder
+from .call import Call
+from .index import along, length, positions
+from .registry import rule, stop
+from .windows import join
+
+stop("Resize", 1, 2, 3, why="regions, scales and sizes are fixed")
+
+_COPIED = ("mode", "coordinate_transformation_mode", "nearest_mode", "cubic_coeff_a", "exclude_outside", "antialias")
+
+
+@rule("Resize")
+def resize(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = R·x` along each axis, where R depends on the sizes alone ⇒ `dx = Rᵀ·dy`, one axis after the other.
+
+    R is what the same Resize makes of an identity matrix, whatever its mode.  Nearest upsampling by whole numbers
+    repeats positions: there the gradient is a sum over blocks, `s₁s₂…` times an average pool.
+    """
+    if n.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise n.refuse("keep_aspect_ratio_policy: export with the sizes that it leads to")
+    if n.attr("coordinate_transformation_mode", "half_pixel") == "tf_crop_and_resize":
+        raise n.refuse("coordinate_transformation_mode=tf_crop_and_resize")
+    rank, axes = n.rank(), _resized(n)
+    blocks = _blocks(n, axes)
+    if blocks is not None:
+        return g.Mul(g.AveragePool(dy, kernel_shape=blocks, strides=blocks), float(np.prod(blocks)))
+    for axis in reversed(axes):
+        dy = along(g, dy, _matrix(g, n, dy, axis), axis, rank)
+    return dy
+
+
+def _listed(n: Call) -> list[int]:
+    """The axes that scales and sizes speak of."""
+    return n.axes(n.attr("axes"))
+
+
+def _scales(n: Call) -> np.ndarray | None:
+    scales = n.const(2)
+    return scales if scales is not None and scales.size else None
+
+
+def _resized(n: Call) -> list[int]:
+    """The axes whose size may change.  Of images (rank above 2) the batch axis never does."""
+    axes, scales = _listed(n), _scales(n)
+    if scales is not None:
+        return [a for a, s in zip(axes, scales, strict=True) if s != 1]
+    dims, out = n.dims(), n.out_dims()
+    batched = n.rank() > 2
+    return [a for a in axes if not (batched and a == 0) and (dims[a] is None or dims[a] != out[a])]
+
+
+def _blocks(n: Call, axes: list[int]) -> list[int] | None:
+    """Factors of nearest upsampling where output `o` is input `⌊o/s⌋` on every spatial axis, else None."""
+    mode, nearest = n.attr("coordinate_transformation_mode", "half_pixel"), n.attr("nearest_mode", "round_prefer_floor")
+    # half_pixel: (o + ½)/s - ½ is less than ½ away from ⌊o/s⌋
+    repeats = (mode, nearest) == ("asymmetric", "floor") or (mode == "half_pixel" and nearest.startswith("round_"))
+    if n.attr("mode", "nearest") != "nearest" or not repeats or n.rank() < 3 or not axes or min(axes) < 2:
+        return None
+    listed, scales = _listed(n), _scales(n)
+    dims, out = n.dims(), n.out_dims()
+    factors = [1] * (n.rank() - 2)
+    for axis in axes:
+        before, after = dims[axis], out[axis]
+        if scales is not None:
+            factor = float(scales[listed.index(axis)])
+        elif isinstance(before, int) and isinstance(after, int):
+            factor = after / before
+        else:
+            return None
+        if factor < 1 or factor != int(factor):
+            return None
+        factors[axis - 2] = int(factor)
+    return factors
+
+
+def _matrix(g: Builder, n: Call, dy: ir.Value, axis: int) -> ir.Value:
+    """R (I, O) of one axis: each unit vector, an image of one column, resized as the input was.
+
+    In float32, which every runtime can resize; it becomes a constant where the sizes are known.
+    """
+    size = length(n, axis)
+    at = positions(g, size)
+    same = g.Equal(g.Reshape(at, [-1, 1, 1, 1]), g.Reshape(at, [1, 1, -1, 1]))
+    units = g.Cast(same, to=ir.DataType.FLOAT)  # (I, 1, I, 1)
+    attributes = {name: n.attr(name) for name in _COPIED}
+    if n.has(2) and (n.const(2) is None or _scales(n) is not None):
+        j, scales = _listed(n).index(axis), _scales(n)
+        one = g.constant(np.ones(1, np.float32))
+        scale = g.constant(scales[j : j + 1]) if scales is not None else g.Slice(n.node.inputs[2], [j], [j + 1], [0])
+        inputs = [units, None, g.Concat(one, one, scale, one, axis=0)]
+    else:
+        out = n.out_dims()[axis]
+        shape = join(g, [size, 1, out if isinstance(out, int) else g.Shape(dy, start=axis, end=axis + 1), 1])
+        inputs = [units, None, None, shape]
+    return g.Cast(g.Squeeze(g.emit("Resize", inputs, attributes)[0], [1, 3]), to=dy.dtype)

@@ -1,0 +1,140 @@
+"""The walk: gradients of a score for values of its graph, as new nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import onnx_ir as ir
+
+from pycam.errors import BatchAxisError, UnsupportedOpError
+from pycam.graph.builder import Builder
+
+from . import registry
+from .batch import moves_batch
+from .call import Call, Dim, Repeat, describe
+
+
+def differentiate(
+    g: Builder,
+    seeds: Mapping[ir.Value, ir.Value],
+    wrt: Sequence[ir.Value],
+    count: ir.Value | None = None,
+) -> tuple[list[ir.Value | None], Repeat]:
+    """Append the nodes that compute the vector-Jacobian products of `seeds` for `wrt`.
+
+    Args:
+        g: Builder of the graph that holds the forward nodes.
+        seeds: Differentiated value → its cotangent, of the same shape.
+        wrt: Values to differentiate for.
+        count: K as an int64 vector of length 1 when each cotangent's batch axis is `K·N` (K outermost), else None.
+
+    Returns:
+        One gradient per value of `wrt`, of that value's shape (batch axis `K·N`), or None where no path leads to it;
+        and the record of the forward values that had to be repeated.
+
+    Raises:
+        UnsupportedOpError: an op on the path has no rule.
+        BatchAxisError: an op on the path moves the batch axis, and `count` is given.
+    """
+    nodes = list(g.graph)
+    path = between(nodes, wrt, seeds)
+    if count is not None:
+        moving = next((node for node in path.nodes if moves_batch(node)), None)
+        if moving is not None:
+            raise BatchAxisError(
+                f"{describe(moving)} moves the batch axis, so several targets cannot share one pass: "
+                "compile for one target per image"
+            )
+    repeat = Repeat(g, count, batched_values(g.graph, nodes))
+    grads: dict[ir.Value, ir.Value] = dict(seeds)
+    for node in reversed(path.nodes):
+        dys = [grads.get(y) for y in node.outputs]
+        if all(dy is None for dy in dys):
+            continue
+        for i, x in enumerate(node.inputs):
+            if x is None or x not in path.values or not carries_gradient(x) or registry.stopped(node, i):
+                continue
+            rule = registry.find(node, i)
+            if rule is None:
+                raise UnsupportedOpError(
+                    f"no gradient rule for input {i} of {describe(node)}: choose a layer behind this node, "
+                    "or have the exporter write it with other ops"
+                )
+            call = Call(g, repeat, node, i, dys)
+            dx = rule.vjp(g, call, dys[0])  # type: ignore[arg-type]  # rules of ops with several outputs read n.dys
+            if rule.broadcasts:
+                dx = unbroadcast(call, dx, call.out_dims(), call.dims())
+            grads[x] = g.Add(grads[x], dx) if x in grads else dx
+    return [grads.get(x) if x in path.values else None for x in wrt], repeat
+
+
+class Path:
+    """The nodes and values that lie between some values and what is computed from them."""
+
+    def __init__(self, nodes: list[ir.Node], values: set[ir.Value]) -> None:
+        self.nodes = nodes
+        self.values = values
+
+
+def between(
+    nodes: Sequence[ir.Node], start: Sequence[ir.Value], end: Mapping[ir.Value, object] | Sequence[ir.Value]
+) -> Path:
+    """What lies on a differentiable path from `start` to `end`; `nodes` in topological order."""
+    reached: set[ir.Value] = set(start)
+    for node in nodes:
+        if any(x in reached for x in node.inputs if x is not None):
+            reached.update(y for y in node.outputs if carries_gradient(y))
+    wanted: set[ir.Value] = set(end)
+    chosen: list[ir.Node] = []
+    for node in reversed(nodes):
+        if any(y in wanted and y in reached for y in node.outputs):
+            chosen.append(node)
+            wanted.update(x for x in node.inputs if x is not None and x in reached)
+    return Path(chosen[::-1], wanted & reached)
+
+
+def carries_gradient(value: ir.Value) -> bool:
+    """Whether a gradient flows through `value`: it is floating, or a quantised float; or its dtype is unknown."""
+    producer = value.producer()
+    quantised = producer is not None and producer.op_type == "QuantizeLinear"
+    return quantised or value.dtype is None or value.dtype.is_floating_point()
+
+
+def batched_values(graph: ir.Graph, nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
+    """The values with a batch axis: those computed from the inputs, but not from shapes alone."""
+    batched: set[ir.Value] = set(graph.inputs)
+    for node in nodes:
+        if node.op_type not in ("Shape", "Size") and any(x in batched for x in node.inputs if x is not None):
+            batched.update(node.outputs)
+    return frozenset(batched)
+
+
+def unbroadcast(call: Call, dx: ir.Value, wide: Sequence[Dim], narrow: Sequence[Dim]) -> ir.Value:
+    """Sum `dx` (of dims `wide`) over the axes that broadcasting stretched, down to dims `narrow` of the input."""
+    g = call.g
+    lead = len(wide) - len(narrow)
+    if lead and call.repeat.count is not None:
+        raise BatchAxisError(
+            f"{describe(call.node)} reads input {call.i} without a batch axis, so several targets cannot "
+            "share one pass: compile for one target per image"
+        )
+    pairs = list(zip(wide[lead:], narrow, strict=True))
+    repeated = call.repeat.count is not None and lead == 0  # then axis 0 is K·N in both
+    if any(
+        not isinstance(n, int) and (w != n or n is None) and not (repeated and i == 0) for i, (w, n) in enumerate(pairs)
+    ):
+        return _unbroadcast_dynamic(call, dx, lead, len(narrow))
+    stretched = [lead + i for i, (w, n) in enumerate(pairs) if n == 1 and w != 1]
+    if stretched:
+        dx = g.ReduceSum(dx, stretched, keepdims=1)
+    return g.ReduceSum(dx, list(range(lead)), keepdims=0) if lead else dx
+
+
+def _unbroadcast_dynamic(call: Call, dx: ir.Value, lead: int, rank: int) -> ir.Value:
+    """The same where sizes are known only when the graph runs: an axis of size 1 in the input is summed."""
+    g = call.g
+    if lead:
+        dx = g.ReduceSum(dx, list(range(lead)), keepdims=0)
+    shape = call.shape()
+    ones = g.Squeeze(g.NonZero(g.Equal(shape, [1] * rank)), [0])
+    return g.Reshape(g.ReduceSum(dx, ones, keepdims=1, noop_with_empty_axes=1), shape)

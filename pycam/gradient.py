@@ -1,0 +1,62 @@
+"""`pycam.vjp`: the differentiation itself, as a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx
+import onnx_ir as ir
+
+from .errors import LayerError, nearest
+from .grad import differentiate
+from .graph.builder import Builder
+from .graph.emit import add_output, finish
+from .graph.load import Source, load
+from .graph.locate import dims
+from .graph.normalise import normalise
+
+
+def vjp(model: Source, wrt: Sequence[str], output: str | None = None) -> onnx.ModelProto:
+    """Add a vector-Jacobian product to a model.
+
+    Args:
+        model: Path, bytes or ModelProto.
+        wrt: Names of the values to differentiate for: graph inputs or any values inside.
+        output: Name of the differentiated value; the model's first output if None.
+
+    Returns:
+        The model with one more input, `<output>.cotangent` (shape and dtype of that output), and one more output per
+        name, `<wrt>.gradient` (shape and dtype of that value): `Σ cotangent · d output / d wrt`.
+        Standard ONNX ops only.
+
+    Raises:
+        ModelError: the model cannot be read.
+        LayerError: a name is unknown, or no differentiable path leads from it to the output.
+        UnsupportedOpError: an op on the path has no gradient rule.
+    """
+    graph_model = normalise(load(model))
+    graph = graph_model.graph
+    y = find_value(graph, output) if output is not None else graph.outputs[0]
+    xs = [find_value(graph, name) for name in wrt]
+    cotangent = ir.Value(name=f"{y.name}.cotangent", shape=y.shape, type=y.type)
+    graph.inputs.append(cotangent)
+    grads, _ = differentiate(Builder(graph), {y: cotangent}, xs)
+    for x, grad in zip(xs, grads, strict=True):
+        if grad is None:
+            raise LayerError(f"no differentiable path leads from {x.name!r} to {y.name!r}")
+        add_output(
+            graph,
+            grad,
+            f"{x.name}.gradient",
+            list(dims(x)) if x.shape is not None else None,
+            x.dtype or ir.DataType.FLOAT,
+        )
+    return finish(graph_model, stand_alone=True)
+
+
+def find_value(graph: ir.Graph, name: str) -> ir.Value:
+    """The value called `name` (graph input or node output)."""
+    values = {v.name or "": v for v in [*graph.inputs, *(y for n in graph for y in n.outputs)]}
+    if name not in values:
+        raise LayerError(f"the model has no value called {name!r}; nearest: {nearest(name, values)}")
+    return values[name]

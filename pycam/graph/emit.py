@@ -1,0 +1,59 @@
+"""The last step: a finished graph → ModelProto."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from .builder import Builder
+from .normalise import fold_constants
+
+
+def add_output(
+    graph: ir.Graph, value: ir.Value, name: str, shape: Sequence[int | str | None] | None, dtype: ir.DataType
+) -> None:
+    """Make `value` an output called `name`; "?" and None in `shape` are unknown sizes, None for it: all of them."""
+    output = Builder(graph, prefix="pycam/output").Identity(value)
+    output.name, output.type = name, ir.TensorType(dtype)
+    output.shape = ir.Shape([None if d == "?" else d for d in shape]) if shape is not None else None
+    graph.outputs.append(output)
+
+
+def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_alone: bool) -> onnx.ModelProto:
+    """Fold what became constant, drop what nobody reads, and make a protobuf.
+
+    With `stand_alone` the weights are read in; without, those that lie in files stay there, and the result refers to
+    them by file name: it runs only with the folder of the original model at hand, but costs no memory.
+    """
+    fold_constants(model)
+    passes.RemoveUnusedNodesPass()(model)
+    passes.RemoveUnusedOpsetsPass()(model)
+    model.ir_version = max(model.ir_version, 10)
+    model.producer_name, model.producer_version = "pycam", _version()
+    model.metadata_props.update(metadata or {})
+    if stand_alone:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)
+    proto = ir.to_proto(model)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location" and os.path.isabs(entry.value):  # the model's own file, see normalise
+                entry.value = os.path.basename(entry.value)
+    shaped = [v for v in proto.graph.value_info if v.type.tensor_type.HasField("shape")]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(shaped)  # a type without a shape says nothing the runtime does not know
+    return proto
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("pycam-onnx")
+    except PackageNotFoundError:
+        return "0+source"

@@ -1,0 +1,299 @@
+"""Bring a model to the one form that the rules are written for.
+
+One opset, no functions, no Constant nodes, constants folded (int8 weights become float here), no Dropout or Identity.
+Names of values are kept: they are how layers are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.inliner
+import onnx.version_converter
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+from numpy.typing import NDArray
+
+from pycam.errors import ModelError
+
+from .builder import constant_of
+from .load import Loaded
+from .skeleton import LARGE
+
+OPSET = 21
+"""Older models are brought up to this opset; newer ones are left (no op changed its form since)."""
+OLDEST, NEWEST = 9, onnx.defs.onnx_opset_version()
+
+
+def normalise(loaded: Loaded) -> ir.Model:
+    """A loaded model (left as it is) as an `ir.Model` in normal form, with shapes inferred.
+
+    Raises:
+        ModelError: invalid ONNX, or an opset outside of OLDEST…NEWEST.
+    """
+    proto = loaded.proto
+    skeleton, weights = _split(proto)
+    skeleton = _one_opset(_flatten(skeleton))
+    model = ir.from_proto(_infer_shapes(skeleton))
+    _attach(model, weights, loaded.folder, loaded.file)
+    _restore_names(model, proto)
+    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    fold_constants(model)
+    _drop(model, _pass_through)
+    passes.RemoveUnusedNodesPass()(model)
+    return model
+
+
+def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:
+    """The model without its weights (they become inputs), so that the passes over protobufs cost nothing."""
+    skeleton = onnx.ModelProto()
+    weights = {t.name: t for t in proto.graph.initializer if _is_weight(t)}
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            _copy(field, value, skeleton)
+    graph = skeleton.graph
+    for field, value in proto.graph.ListFields():
+        if field.name not in ("initializer", "input"):
+            _copy(field, value, graph)
+    graph.initializer.extend(t for t in proto.graph.initializer if t.name not in weights)
+    known = {t.name for t in proto.graph.initializer}
+    graph.input.extend(v for v in proto.graph.input if v.name not in known)
+    graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in weights.values())
+    if skeleton.ir_version < 4:  # then every initialiser had to be an input too
+        skeleton.ir_version = 4
+    return skeleton, weights
+
+
+def _copy(field: object, value: object, target: object) -> None:
+    name = field.name  # type: ignore[attr-defined]
+    if hasattr(value, "extend"):
+        getattr(target, name).extend(value)
+    elif hasattr(value, "CopyFrom"):
+        getattr(target, name).CopyFrom(value)
+    else:
+        setattr(target, name, value)
+
+
+def _is_weight(tensor: onnx.TensorProto) -> bool:
+    """Whether a tensor is kept out of the skeleton: it lies in a file, or is large."""
+    external = tensor.data_location == onnx.TensorProto.EXTERNAL
+    return external or (tensor.ByteSize() > LARGE and tensor.data_type != onnx.TensorProto.STRING)
+
+
+def _flatten(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """Nodes sorted, checked, functions inlined."""
+    try:
+        model = ir.from_proto(skeleton)
+        model.graph.sort()
+    except Exception as error:  # onnx-ir wraps whatever it met in errors of its own, the cause innermost
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ModelError(f"the model is not valid ONNX: {str(cause).strip()}") from error
+    skeleton = ir.to_proto(model)
+    if skeleton.functions:
+        skeleton = onnx.inliner.inline_local_functions(skeleton)
+    try:
+        onnx.checker.check_model(skeleton)
+    except onnx.checker.ValidationError as error:
+        raise ModelError(f"the model is not valid ONNX: {str(error).strip()}") from None
+    return skeleton
+
+
+def _one_opset(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    version = next((o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx")), None)
+    if version is None or version >= OPSET:
+        if version is not None and version > NEWEST:
+            raise ModelError(
+                f"the model uses opset {version}; this onnx package knows opsets up to {NEWEST}: "
+                "update onnx, or export to an older opset"
+            )
+        return skeleton
+    if version < OLDEST:
+        raise ModelError(f"the model uses opset {version}; pycam reads opsets from {OLDEST}: export it to a newer one")
+    try:
+        return onnx.version_converter.convert_version(skeleton, OPSET)
+    except Exception as error:  # the converter raises RuntimeError and pybind's own types
+        raise ModelError(
+            f"cannot convert the model from opset {version} to {OPSET}: {str(error).strip()}; "
+            f"export it to opset {OPSET}"
+        ) from error
+
+
+def _infer_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
+        while _shape_alike(inferred):
+            inferred = onnx.shape_inference.infer_shapes(inferred, strict_mode=True, data_prop=True)
+        return inferred
+    except onnx.shape_inference.InferenceError as error:
+        raise ModelError(f"the model's shapes contradict each other: {str(error).strip()}") from None
+
+
+def _shape_alike(proto: onnx.ModelProto) -> bool:
+    """Give the first GroupNormalization without a shape that of its input (onnx infers none); whether there was one."""
+    known = {v.name: v for v in [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]}
+    for node in proto.graph.node:
+        if node.op_type == "GroupNormalization" and node.output[0] not in known and node.input[0] in known:
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(known[node.input[0]])
+            info.name = node.output[0]
+            proto.graph.value_info.append(info)
+            return True
+    return False
+
+
+def _attach(model: ir.Model, weights: dict[str, onnx.TensorProto], folder: Path, own: str) -> None:
+    """Give the weights back: tensors in files are mapped when they are read, the others share the protobuf's memory."""
+    for value in [v for v in model.graph.inputs if v.name in weights]:
+        model.graph.inputs.remove(value)
+        tensor = ir.serde.deserialize_tensor(weights[value.name or ""], base_path=folder)
+        if isinstance(tensor, ir.ExternalTensor) and tensor.location == own:
+            # onnx-ir refuses external files with several hard links; the user's own model file is not one to distrust,
+            # and an absolute location says so.
+            tensor = ir.ExternalTensor(
+                folder / own,
+                tensor.offset,
+                tensor.length,
+                tensor.dtype,
+                shape=ir.Shape(tensor.shape),
+                name=value.name or "",
+            )
+        value.const_value = tensor
+        model.graph.register_initializer(value)
+
+
+def _restore_names(model: ir.Model, proto: onnx.ModelProto) -> None:
+    """Take from the original nodes what the version converter loses (module paths); undo what it gives out twice."""
+    original = {y: node for node in proto.graph.node for y in node.output}
+    taken: set[str] = set()
+    for node in model.graph:
+        source = original.get(node.outputs[0].name or "")
+        if source is not None:
+            node.name = node.name or source.name
+            node.metadata_props.update({p.key: p.value for p in source.metadata_props})
+        if node.name in taken:
+            node.name = f"{node.name}/{len(taken)}"
+        if node.name:
+            taken.add(node.name)
+
+
+def fold_constants(model: ir.Model) -> None:
+    """Replace every node whose inputs are known by its value, computed once by onnxruntime."""
+    graph = model.graph
+    known: set[ir.Value] = {v for v in graph.initializers.values() if v.const_value is not None}
+    nodes: list[ir.Node] = []
+    for node in graph:
+        if _foldable(node, known):
+            nodes.append(node)
+            known.update(node.outputs)
+    if not nodes:
+        return
+    inside = set(nodes)
+    frontier = [
+        y for n in nodes for y in n.outputs if y.is_graph_output() or any(u.node not in inside for u in y.uses())
+    ]
+    arrays = evaluate(model, nodes, frontier) if frontier else []  # none: nobody reads what could be folded
+    for value, array in zip(frontier, arrays, strict=True):
+        _replace_by_constant(graph, value, array)
+    for node in reversed(nodes):
+        if not any(y.uses() or y.is_graph_output() for y in node.outputs):
+            graph.remove(node, safe=True)
+
+
+def _foldable(node: ir.Node, known: set[ir.Value]) -> bool:
+    if node.domain != "" or node.op_type in ("RandomNormal", "RandomUniform", "Constant"):
+        return False
+    if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+        return False
+    inputs = [x for x in node.inputs if x is not None]
+    if node.op_type == "Shape" and inputs[0].shape is not None and inputs[0].shape.is_static():
+        return True
+    if not inputs or not all(x in known for x in inputs):
+        return False
+    return node.op_type != "DequantizeLinear" or not any(_quantised(u.node) for u in node.outputs[0].uses())
+
+
+def _quantised(consumer: ir.Node) -> bool:
+    """Whether the op also reads a quantised activation: then the runtime fuses it, and its weights stay int8."""
+    producers = [x.producer() for x in consumer.inputs if x is not None]
+    return any(
+        p is not None
+        and p.op_type == "DequantizeLinear"
+        and p.inputs[0] is not None
+        and p.inputs[0].const_value is None
+        for p in producers
+    )
+
+
+def evaluate(model: ir.Model, nodes: list[ir.Node], values: list[ir.Value]) -> list[NDArray[Any]]:
+    """The arrays of `values`, computed from initialisers by `nodes` (in order)."""
+    import onnxruntime as ort
+
+    graph = onnx.GraphProto(name="constants")
+    for node in nodes:
+        if node.op_type == "Shape" and node.inputs[0] is not None and node.inputs[0].const_value is None:
+            shape = node.inputs[0].shape
+            assert shape is not None
+            start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", None)
+            sizes = np.array(list(shape.numpy())[start:end], dtype=np.int64)
+            graph.initializer.append(onnx.numpy_helper.from_array(sizes, node.outputs[0].name))
+        else:
+            graph.node.append(ir.to_proto(node))
+    inputs = {x.name: x for n in nodes for x in n.inputs if x is not None and x.const_value is not None}
+    graph.initializer.extend(_tensor_proto(value) for value in inputs.values())
+    for value in values:
+        graph.output.append(onnx.ValueInfoProto(name=value.name))
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in model.opset_imports.items()]
+    proto = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = ort.InferenceSession(
+        onnx.shape_inference.infer_shapes(proto).SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return [np.asarray(a) for a in session.run(None, {})]
+
+
+def _tensor_proto(value: ir.Value) -> onnx.TensorProto:
+    assert value.const_value is not None
+    if isinstance(value.const_value, ir.ExternalTensor):
+        return onnx.numpy_helper.from_array(value.const_value.numpy(), value.name)
+    proto = ir.to_proto(value.const_value)
+    proto.name = value.name or ""
+    return proto
+
+
+def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: NDArray[Any]) -> None:
+    name = value.name
+    value.name = f"{name}/folded"
+    tensor = ir.tensor(array, name=name)
+    constant = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(constant)
+    value.replace_all_uses_with(constant, replace_graph_outputs=True)
+
+
+def _drop(model: ir.Model, what: Callable[[ir.Node], bool]) -> None:
+    """Remove nodes whose output equals their first input; one that makes a graph output stays, so that no name is lost."""
+    for node in list(model.graph):
+        x, y = (node.inputs or [None])[0], node.outputs[0]
+        if x is not None and not y.is_graph_output() and what(node):
+            y.replace_all_uses_with(x)
+            model.graph.remove(node, safe=True)
+
+
+def _pass_through(node: ir.Node) -> bool:
+    """Identity, Dropout at inference, and an average over one pixel (what exporters make of adaptive pooling)."""
+    if node.domain != "":
+        return False
+    if node.op_type in ("Identity", "Dropout"):
+        training = constant_of(node.inputs[2]) if len(node.inputs) > 2 else np.False_
+        return (training is not None and not training.any()) and not any(y.uses() or y.is_graph_output() for y in node.outputs[1:])
+    if node.op_type != "AveragePool":
+        return False
+    ones = [*node.attributes.get_ints("kernel_shape", []), *node.attributes.get_ints("strides", [1])]
+    return all(v == 1 for v in ones) and not any(node.attributes.get_ints("pads", [0]))

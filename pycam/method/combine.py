@@ -1,0 +1,95 @@
+"""From gradients to a raw map: `Σ_c w·A`, for K targets at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+
+from pycam.errors import MethodError
+from pycam.graph.builder import Builder
+from pycam.graph.locate import dims
+from pycam.graph.simplify import expand, spread_of
+
+from .registry import CHANNELS, Method
+
+
+def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Value | None) -> ir.Value:
+    """The raw map (N, K, h, w) of one layer.
+
+    Args:
+        g: Builder of the explain graph.
+        method: How activations and gradients are weighed.
+        a: Activations (N, C, h, w).
+        da: Gradients (K·N, C, h, w), K outermost.
+        count: K as an int64 vector of length 1, or None when it is 1.
+
+    Raises:
+        MethodError: the method needs a GAP + linear tail and this one is not.
+    """
+    if method.linear_only and spread_of(da) is None:
+        raise MethodError(
+            f"{method.title} needs global average pooling and linear layers behind the layer {a.name!r}, "
+            "whose gradient here depends on the position: use 'gradcam', which is the same where both apply"
+        )
+    w = method.weigh(g, a, _split(g, da, a, count))
+    n, c, *positions = dims(a)
+    found = spread_of(w)
+    if (found is not None or method.per_channel) and not method.rectify:
+        channels = found[0] if found is not None else w  # (K, N, C, 1, 1)
+        rows = g.Reshape(channels, _vector(g, [count or 1, _size(n), c], a))
+        flat = g.Reshape(a, _vector(g, [_size(n), c, -1 if isinstance(n, int) else _area(positions)], a))
+        maps = g.MatMul(g.Transpose(rows, perm=[1, 0, 2]), flat)  # (N, K, h·w)
+        return g.Reshape(maps, _vector(g, [0, 0, *positions], a))  # 0 copies N and K
+    terms = g.Mul(w, a)
+    summed = g.ReduceSum(g.Relu(terms) if method.rectify else terms, [CHANNELS], keepdims=0)  # (K, N, h, w)
+    return g.Transpose(summed, perm=[1, 0, 2, 3])
+
+
+def _split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.Value:
+    """(K·N, C, h, w) → (K, N, C, h, w); a gradient that is constant over positions stays small."""
+    n, c, *positions = dims(a)
+    found = spread_of(da)
+    if found is None:
+        return g.Reshape(da, _vector(g, [count or 1, _size(n), c, *positions], a))
+    small = g.Reshape(found[0], _vector(g, [count or 1, _size(n), c, 1, 1], a))
+    return expand(g, small, _vector(g, [1, 1, 1, *positions], a), found[2])
+
+
+def _size(n: int | str) -> int:
+    """The batch in a Reshape: known, or whatever is left."""
+    return n if isinstance(n, int) else -1
+
+
+def _area(positions: Sequence[int | str]) -> int | str:
+    h, w = positions
+    return h * w if isinstance(h, int) and isinstance(w, int) else "h·w"
+
+
+def _vector(g: Builder, sizes: Sequence[int | str | ir.Value], a: ir.Value) -> ir.Value:
+    """A shape: ints stay, a Value is a size computed when the graph runs, a symbol is looked up in the shape of `a`."""
+    if all(isinstance(s, int) for s in sizes):
+        return g.constant([int(s) for s in sizes if isinstance(s, int)])
+    symbols = [d if isinstance(d, str) else None for d in dims(a)]
+    parts: list[ir.Value | list[int]] = []
+    for size in sizes:
+        if isinstance(size, int):
+            if parts and isinstance(parts[-1], list):
+                parts[-1].append(size)
+            else:
+                parts.append([size])
+        elif isinstance(size, ir.Value):
+            parts.append(size)
+        elif size == "h·w":
+            parts.append(g.ReduceProd(g.Slice(g.Shape(a), [2], [4], [0]), [0], keepdims=1))
+        else:
+            axis = symbols.index(size)
+            parts.append(g.Slice(g.Shape(a), [axis], [axis + 1], [0]))
+    shape = g.Concat(*parts, axis=0)
+    tail: list[int] = []
+    for size in reversed(sizes):
+        if not isinstance(size, int):
+            break
+        tail.insert(0, size)
+    shape.meta["tail"] = tail  # peepholes see the known sizes
+    return shape

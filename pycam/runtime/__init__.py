@@ -1,0 +1,1 @@
+"""Running an explain graph: its spec, its session, its metadata."""

@@ -1,0 +1,136 @@
+"""Check what a user feeds in, before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pycam.errors import InputError, TargetError, nearest
+
+Targets: TypeAlias = "int | str | ArrayLike | None"
+
+DEEPEST = 16
+"""How far down the ranking a negative target reaches: −1 is the best class, −16 the sixteenth best."""
+
+_DTYPES: dict[str, Any] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def check_inputs(x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Any], image: str) -> dict[str, NDArray[Any]]:
+    """{name: array} for every input of the session but the targets.
+
+    Args:
+        x: An array, for a model with one input, or {name: array}.
+        inputs: onnxruntime's descriptions of the inputs (name, type, shape).
+        image: Name of the image input.
+
+    Raises:
+        InputError: unknown or missing name, wrong dtype, rank or size, NaN or infinity.
+    """
+    names = [i.name for i in inputs]
+    if not isinstance(x, Mapping):
+        if len(names) > 1:
+            raise InputError(f"the model has {len(names)} inputs ({', '.join(names)}): give {{name: array}}")
+        x = {image: x}
+    unknown = [name for name in x if name not in names]
+    if unknown:
+        raise InputError(f"the model has no input {unknown[0]!r}; it has {nearest(unknown[0], names)}")
+    missing = [name for name in names if name not in x]
+    if missing:
+        raise InputError(f"the input {missing[0]!r} is missing; the model needs {', '.join(names)}")
+    return {i.name: _check_array(np.asarray(x[i.name]), i) for i in inputs}
+
+
+def check_targets(
+    targets: Targets,
+    images: int,
+    classes: int | None,
+    labels: Sequence[str] = (),
+) -> NDArray[np.int64]:
+    """Targets as int64 (N, K).  −1 is the best class, −2 the second best, …
+
+    Args:
+        targets: None (the best class), an int or a label for all images, "top3", (N,) or (N, K).
+        images: N.
+        classes: How many classes there are; None if unknown.
+        labels: Class names, to look up a label in.
+
+    Raises:
+        TargetError: a number of targets that does not fit, a class out of range, or an unknown label.
+    """
+    if targets is None or isinstance(targets, str):
+        row = [-1] if targets is None else _from_text(targets, classes, labels)
+        array = np.tile(np.array(row), (images, 1))
+    else:
+        array = np.asarray(targets)
+        if array.ndim == 0:
+            array = np.full((images, 1), array)
+        if array.ndim == 1:
+            array = array[:, None]
+    if array.dtype.kind not in "iu" or array.size == 0:
+        raise TargetError(f"targets must be integers, one or more per image; got {array.dtype} of shape {array.shape}")
+    if array.ndim != 2 or len(array) != images:
+        shape = np.shape(targets)  # type: ignore[arg-type]
+        hint = f"; for several classes of one image write [[{', '.join(map(str, array[:, 0]))}]]" if images == 1 else ""
+        raise TargetError(f"{images} image(s) need targets of shape ({images},) or ({images}, K); got {shape}{hint}")
+    deepest = min(DEEPEST, classes or DEEPEST)
+    if array.min() < -deepest or (classes is not None and array.max() >= classes):
+        wrong = int(array.min() if array.min() < -deepest else array.max())
+        known = f"0 to {classes - 1}" if classes is not None else "0 and up"
+        raise TargetError(
+            f"class {wrong} is out of range: this model's classes are {known}, and −1 (the best one) "
+            f"to −{deepest} (the {deepest}th best)"
+        )
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[int]:
+    """Classes of one image: "top3" → −1, −2, −3; "281" → 281; a label → its class."""
+    if text.startswith("top") and text[3:].isdigit() and int(text[3:]) > 0:
+        return list(range(-1, -1 - min(int(text[3:]), classes or DEEPEST), -1))
+    if text.lstrip("-").isdigit():
+        return [int(text)]
+    found = [i for i, label in enumerate(labels) if label.lower() == text.lower()]
+    if found:
+        return found[:1]
+    if not labels:
+        raise TargetError(
+            f"the target {text!r} is a label, but the model carries none (metadata 'pycam.labels'): "
+            "give a class number or 'top3'"
+        )
+    raise TargetError(f"no class is called {text!r}; nearest: {nearest(text, labels)}")
+
+
+def _check_array(array: NDArray[Any], info: Any) -> NDArray[Any]:
+    expected = _DTYPES.get(info.type)
+    if expected is not None and array.dtype != expected:
+        name = np.dtype(expected).name
+        raise InputError(f"the input {info.name!r} is {array.dtype}; the model takes {name}: x.astype(np.{name})")
+    fits = array.ndim == len(info.shape) and all(
+        not isinstance(want, int) or have == want for have, want in zip(array.shape, info.shape, strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"the input {info.name!r} has shape {array.shape}; the model takes "
+            f"({', '.join(str(d) if d is not None else '?' for d in info.shape)})"
+        )
+    if array.size == 0:
+        raise InputError(f"the input {info.name!r} is empty: shape {array.shape}")
+    # A sum is much cheaper than looking at each value; it may overflow, so it only says where to look.
+    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float32)) and not np.isfinite(array).all():
+        place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise InputError(
+            f"the input {info.name!r} holds {array[place]} at {place}: its explanation would be meaningless"
+        )
+    return array
