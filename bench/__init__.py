@@ -1,1 +1,1 @@
-"""Benchmarks and parity checks of pycam against other packages. Run from the repository root: ``python -m bench.parity``."""
+"""Benchmarks and parity checks of pycam against other packages; run as ``python -m bench.parity`` from the root."""

@@ -1,9 +1,10 @@
 """Twelve torchvision classifiers with seeded random weights, and their ONNX exports by both exporters of torch.
 
-No weights are downloaded. A randomly initialised deep network is degenerate: activations vanish or explode and all classes look alike. So every
-batch-norm gets statistics fitted to seeded images, after which activations and gradients have the size they have in a trained network. The shifts
-are drawn around 1, not 0: with zero-mean pre-activations such a network is chaotic (float32 rounding grows to 4e-5 of the last activations of
-ResNet-50, against 1e-6 with this shift), and nothing could be compared to 1e-4. About a tenth of the units stays off.
+No weights are downloaded. A randomly initialised deep network is degenerate: activations vanish or explode and all
+classes look alike. So every batch-norm gets statistics fitted to seeded images, after which activations and gradients
+have the size they have in a trained network. The shifts are drawn around 1, not 0: with zero-mean pre-activations such
+a network is chaotic (float32 rounding grows to 4e-5 of the last activations of ResNet-50, against 1e-6 with this
+shift), and nothing could be compared to 1e-4. About a tenth of the units stays off.
 
     python -m bench.models            # export everything, check it against torch, print a table
 
@@ -38,10 +39,11 @@ EXPORTERS = ("dynamo", "legacy")
 
 @dataclass(frozen=True)
 class Spec:
-    """How to build one model, and the two layers that are explained (module paths, as ``get_submodule`` and pycam take them).
+    """How to build one model, and the two layers that are explained (module paths, as ``get_submodule`` and pycam take
+    them).
 
-    No layer here is changed in place by the op behind it: peers that hook modules would see the changed values.
-    (That is why DenseNet's last layer is the dense block and not ``features``, whose output torchvision rectifies in place.)
+    No layer here is changed in place by the op behind it: peers that hook modules would see the changed values. (That
+    is why DenseNet's last layer is the dense block and not ``features``, whose output torchvision rectifies in place.)
     """
 
     last: str
@@ -85,7 +87,8 @@ def cache() -> Path:
 
 
 def images(name: str, count: int, seed: int = SEED) -> torch.Tensor:
-    """Seeded images ``(count, 3, size, size)``, about standardised: coarse blobs with finer noise, so that maps have a structure in space."""
+    """Seeded images ``(count, 3, size, size)``, about standardised: coarse blobs with finer noise, so that maps have a
+    structure in space."""
     size = MODELS[name].size
     generator = torch.Generator().manual_seed(seed)
     octaves = ((6, 1.0), (24, 0.5), (size, 0.25))
@@ -115,7 +118,8 @@ def calibrate(model: nn.Module, batches: Sequence[torch.Tensor]) -> None:
 
 
 def build(name: str) -> nn.Module:
-    """The seeded model in eval mode; weights are made once and kept in the cache, so that all processes have the very same ones."""
+    """The seeded model in eval mode; weights are made once and kept in the cache, so that all processes have the very
+    same ones."""
     spec = MODELS[name]
     weights = cache() / "weights" / f"{name}.pt"
     torch.manual_seed(SEED)
@@ -150,7 +154,8 @@ def gradients(
 
 
 def check_sane(name: str, model: nn.Module) -> str:
-    """Raise unless logits tell classes and images apart and both layers have finite, non-zero gradients; return the figures."""
+    """Raise unless logits tell classes and images apart and both layers have finite, non-zero gradients; return the
+    figures."""
     spec, x = MODELS[name], images(name, 2)
     with torch.no_grad():
         logits = model(x)

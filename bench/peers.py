@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-# PyPI's torchvision is built for CUDA: beside a CPU build of torch its compiled operators do not load, and then the import itself stops at
-# "operator torchvision::nms does not exist", because two shape functions are registered for operators that nobody declared. Declaring their
-# schemas is enough: classification models use none of these operators. FRAGMENT, so that a torchvision that does load may add to it.
+# PyPI's torchvision is built for CUDA: beside a CPU build of torch its compiled operators do not load, and then the
+# import itself stops at "operator torchvision::nms does not exist", because two shape functions are registered for
+# operators that nobody declared. Declaring their schemas is enough: classification models use none of these operators.
+# FRAGMENT, so that a torchvision that does load may add to it.
 _SCHEMAS = torch.library.Library("torchvision", "FRAGMENT")
 
 
@@ -61,15 +62,16 @@ PACKAGES = (
 )
 
 
-def class_targets(classes: Sequence[int]) -> list[Any]:
+def class_targets(classes: Sequence[int] | np.ndarray) -> list[Any]:
     """pytorch-grad-cam's targets, one class per image."""
     return [_gradcam_targets.ClassifierOutputTarget(int(category)) for category in classes]
 
 
 def gradcam_call(
-    method: str, model: torch.nn.Module, layers: Sequence[str], x: torch.Tensor, classes: Sequence[int]
+    method: str, model: torch.nn.Module, layers: Sequence[str], x: torch.Tensor, classes: Sequence[int] | np.ndarray
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """pytorch-grad-cam as its users call it: the raw map (N,h,w) of each layer, noted on the way, and the final map (N,H,W)."""
+    """pytorch-grad-cam as its users call it: the raw map (N,h,w) of each layer, noted on the way, and the final map
+    (N,H,W)."""
     with GRADCAM_CLASSES[method](model=model, target_layers=[model.get_submodule(layer) for layer in layers]) as cam:
         raws: list[np.ndarray] = []
         get_cam_image = cam.get_cam_image
@@ -86,7 +88,8 @@ def gradcam_call(
 def gradcam_from(
     method: str, model: torch.nn.Module, activations: np.ndarray, gradients: np.ndarray, x: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same from activations and gradients captured before: saves a forward and a backward per method. Raw (N,h,w), final (N,H,W)."""
+    """The same from activations and gradients captured before: saves a forward and a backward per method. Raw (N,h,w),
+    final (N,H,W)."""
     cam = GRADCAM_CLASSES[method](model=model, target_layers=[])  # no hooks
     raw = cam.get_cam_image(x, None, None, activations, gradients, False)
     cam.target_layers = [None]
@@ -97,7 +100,8 @@ def gradcam_from(
 
 
 def cam_from(activations: np.ndarray, weights: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """CAM by its formula, ``Σ_c w_c·A_c`` with the weights (N,C) of each image's class; final map by pytorch-grad-cam's pipeline. `size` is (H,W)."""
+    """CAM by its formula, ``Σ_c w_c·A_c`` with the weights (N,C) of each image's class; final map by pytorch-grad-cam's
+    pipeline. `size` is (H,W)."""
     raw = np.einsum("nc,nchw->nhw", weights, activations)
     scaled = _gradcam_image.scale_cam_image(np.maximum(raw, 0), size[::-1])
     return raw, _gradcam_image.scale_cam_image(np.maximum(scaled, 0))
@@ -114,12 +118,15 @@ def minmax(maps: torch.Tensor) -> torch.Tensor:
 
 
 def upsampled(maps: torch.Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Raw maps (N,h,w) to heatmaps (N,H,W), with the same steps for every peer that does not bring them: ReLU, normalise, resize, normalise."""
+    """Raw maps (N,h,w) to heatmaps (N,H,W), with the same steps for every peer that does not bring them: ReLU,
+    normalise, resize, normalise."""
     resized = torch.nn.functional.interpolate(minmax(maps.relu())[:, None], size, mode="bilinear", align_corners=False)
     return minmax(resized[:, 0]).numpy()
 
 
-def pytorch_grad_cam(model: torch.nn.Module, layer: str, x: torch.Tensor, classes: np.ndarray) -> Callable[[], np.ndarray]:
+def pytorch_grad_cam(
+    model: torch.nn.Module, layer: str, x: torch.Tensor, classes: np.ndarray
+) -> Callable[[], np.ndarray]:
     """A call that makes Grad-CAM heatmaps (N,H,W) of one class per image, hooks set beforehand; pytorch-grad-cam."""
     cam = _gradcam.GradCAM(model=model, target_layers=[model.get_submodule(layer)])
     targets = class_targets(classes)

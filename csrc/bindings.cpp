@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "head.hpp"
+#include "pool.hpp"
 
 namespace py = pybind11;
 using namespace pycam;
@@ -67,6 +68,24 @@ Array<T> take(const py::handle& value, const std::string& name, const Axes& axes
   return array;
 }
 
+// A new array whose memory comes from the pool and goes back there.
+template <class T>
+Array<T> fresh(const Shape& shape) {
+  size_t bytes = sizeof(T);
+  for (const py::ssize_t axis : shape) bytes *= static_cast<size_t>(axis);
+  struct Block {
+    void* data;
+    size_t bytes;
+  };
+  auto* block = new Block{Pool::instance().take(bytes), bytes};
+  const py::capsule owner(block, [](void* held) {
+    auto* it = static_cast<Block*>(held);
+    Pool::instance().give(it->data, it->bytes);
+    delete it;
+  });
+  return Array<T>(shape, static_cast<const T*>(block->data), owner);
+}
+
 void expect_shape(const py::array& array, const std::string& name, const Shape& expected, const std::string& because) {
   const Shape found = shape_of(array);
   if (found != expected) refuse(name, "shape " + tuple_text(expected) + " " + because, tuple_text(found));
@@ -113,7 +132,7 @@ py::array weigh(const Head& head, const py::object& activations_, const py::obje
   expect_shape(weights, "weights", dense ? Shape{a[0], maps, a[1], a[2], a[3]} : Shape{a[0], maps, a[1]},
                "for activations " + tuple_text(a));
 
-  Array<float> raw(Shape{a[0], maps, a[2], a[3]});
+  auto raw = fresh<float>({a[0], maps, a[2], a[3]});
   const Weighing job = {size(activations, 0), size(raw, 1), size(activations, 1), size(raw, 2) * size(raw, 3),
                         dense ? Weights::per_position : Weights::per_channel, rectify};
   const float *from = activations.data(), *by = weights.data();
@@ -139,7 +158,7 @@ py::tuple finish(const Head& head, const py::object& raws_, py::ssize_t height, 
     layers.push_back({raw.data(), size(raw, 1), size(raw, 2)});
   }
   const Finishing job = {layers.data(), layers.size(), size(raws[0], 0), positive(height, "height"), positive(width, "width")};
-  Array<float> maps(Shape{raws[0].shape(0), height, width});
+  auto maps = fresh<float>({raws[0].shape(0), height, width});
   Array<bool> flat(Shape{raws[0].shape(0)});
   float* to = maps.mutable_data();
   bool* flags = flat.mutable_data();
@@ -164,7 +183,7 @@ py::tuple fused(const Head& head, const py::object& activations_, const py::obje
   const size_t images = size(activations, 0), channels = size(activations, 1), h = size(activations, 2), w = size(activations, 3);
   const size_t out_height = positive(height, "height"), out_width = positive(width, "width");
 
-  Array<float> maps(Shape{a[0], height, width});
+  auto maps = fresh<float>({a[0], height, width});
   Array<bool> flat(Shape{a[0]});
   const float *from = activations.data(), *slope = gradients.data();
   float* to = maps.mutable_data();
@@ -192,7 +211,7 @@ py::array overlay(const Head& head, const py::object& images_, const py::object&
   expect_shape(maps, "maps", {i[0], maps.shape(1), i[1], i[2]}, "for images " + tuple_text(i));
   if (!(alpha >= 0 && alpha <= 1)) refuse("alpha", "0 to 1", std::to_string(alpha));
 
-  Array<std::uint8_t> pictures(Shape{i[0], maps.shape(1), i[1], i[2], 3});
+  auto pictures = fresh<std::uint8_t>({i[0], maps.shape(1), i[1], i[2], 3});
   const Painting job = {size(images, 0), size(maps, 1), size(images, 1) * size(images, 2), lut.data(),
                         static_cast<std::uint32_t>(alpha * 65536 + 0.5)};
   const std::uint8_t* under = images.data();
@@ -255,11 +274,19 @@ bool has_clones() {
 
 }  // namespace
 
-// No state is shared between calls, so the module also serves Python without a GIL.
+// Calls share nothing but the pool, which locks, so the module also serves Python without a GIL.
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
   module.doc() = "Heads in C++: the contract is csrc/head.hpp, the documentation pycam/_native.pyi.";
   bind(module, "", vectorised);
   bind(module, "_ref", reference);
+  module.def("finite", [](const py::object& values) {
+    if (!py::isinstance<Array<float>>(values)) refuse("values", "a C-contiguous float32 array", describe(values));
+    const auto array = py::reinterpret_borrow<Array<float>>(values);
+    const float* data = array.data();
+    const auto count = static_cast<size_t>(array.size());
+    py::gil_scoped_release release;
+    return finite(data, count);
+  }, py::arg("values"), "Whether no value is NaN or infinite.");
   module.def("features", [] {
     py::dict facts;
     facts["clones"] = has_clones();

@@ -76,4 +76,7 @@ struct Head {
 extern const Head reference;
 extern const Head vectorised;
 
+// Whether none of `count` numbers is NaN or infinite: what a caller asks of an input before it is explained.
+bool finite(const float* values, size_t count);
+
 }  // namespace pycam

@@ -342,8 +342,22 @@ void overlay(const std::uint8_t* images, const float* heatmaps, const Painting& 
         paint(images + 3 * q, heatmaps + q, std::min(BLOCK, job.area - q), colours, static_cast<int>(job.alpha), pictures + 3 * q);
 }
 
+// NaN and infinity have all exponent bits set.  No early exit: the usual answer is yes, and a branch would not vectorise.
+MULTI bool all_finite(const float* values, size_t count) {
+  std::uint32_t bad = 0;
+#pragma omp simd reduction(| : bad)
+  for (size_t i = 0; i < count; ++i) {
+    std::uint32_t bits;
+    __builtin_memcpy(&bits, values + i, sizeof bits);
+    bad |= (bits & 0x7f800000u) == 0x7f800000u;
+  }
+  return bad == 0;
+}
+
 }  // namespace
 
 const Head vectorised = {mean, weigh, finish, overlay};
+
+bool finite(const float* values, size_t count) { return all_finite(values, count); }
 
 }  // namespace pycam

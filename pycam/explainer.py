@@ -15,7 +15,7 @@ from .errors import BatchAxisError, HeadError, MethodError
 from .explanation import Explanation
 from .head import pick
 from .preprocess import Preprocess
-from .runtime.feeds import Targets, check_inputs, check_targets
+from .runtime.feeds import Targets, check_inputs, describe_inputs, check_targets
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
 from .runtime.session import make_session
 from .runtime.spec import Spec
@@ -44,7 +44,7 @@ class Explainer:
     Attributes:
         spec: What the explain graph says about itself.
         labels: Class names, if the model carries them (metadata `pycam.labels`), else ().
-        inputs: The graph's inputs but the targets, as onnxruntime describes them (name, type, shape).
+        inputs: The graph's inputs but the targets, (name, dtype, shape).
         preprocess: How to prepare pictures, if the model says so (metadata `pycam.preprocess`), else None.
 
     Raises:
@@ -88,17 +88,17 @@ class Explainer:
         self.labels: tuple[str, ...] = tuple(metadata[LABELS].split("\n")) if LABELS in metadata else ()
         self.preprocess = Preprocess.from_json(metadata[PREPROCESS]) if PREPROCESS in metadata else None
         self.provider: str = self._one.session.get_providers()[0]
-        self.inputs = [i for i in self._one.session.get_inputs() if i.name != self.spec.targets]
+        self.inputs = tuple(i for i in describe_inputs(self._one.session) if i.name != self.spec.targets)
 
     @property
     def input_shape(self) -> tuple[int | str | None, ...]:
         """Shape of the image input as the model declares it; a free size is a name or None."""
-        return next(tuple(i.shape) for i in self.inputs if i.name == self.spec.image)
+        return next(i.shape for i in self.inputs if i.name == self.spec.image)
 
     @property
     def takes_pixels(self) -> bool:
         """Whether preprocessing is part of the graph: its image input is uint8 (N, H, W, 3)."""
-        return any(i.name == self.spec.image and i.type == "tensor(uint8)" for i in self.inputs)
+        return any(i.name == self.spec.image and i.dtype == np.uint8 for i in self.inputs)
 
     def __call__(self, x: ArrayLike | Mapping[str, ArrayLike], targets: Targets = None) -> Explanation:
         """Explain a batch.
@@ -193,10 +193,8 @@ class Program:
 
     def run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """All outputs by name."""
-        spec = self.spec
-        names = [*spec.outputs, *spec.raw, *([spec.heatmaps] if spec.heatmaps else []), spec.explained]
-        arrays = self.session.run(names, {**feeds, spec.targets: targets})
-        return dict(zip(names, arrays, strict=True))
+        arrays = self.session.run(self.spec.returned, {**feeds, self.spec.targets: targets})
+        return dict(zip(self.spec.returned, arrays, strict=True))
 
 
 def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:
@@ -207,13 +205,15 @@ def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[s
 
 def _check_exported(spec: Spec, method: str, layer: str | Sequence[str], output: str | None, head: str | None) -> None:
     """An exported graph has its method, layer and output built in: asking for others must not pass in silence."""
-    asked: dict[str, tuple[object, set[str | None]]] = {
-        "layer": (layer, {"auto", spec.layer, *spec.layers, *spec.modules}),
-        "output": (output, {None, spec.score}),
-    }
-    wrong = [name for name, (value, fine) in asked.items() if not isinstance(value, list) and value not in fine]
-    if method not in ("gradcam", spec.method):
-        wrong.append("method")
+    names = list(zip(spec.layers, spec.modules, strict=True))
+    asked = [layer] if isinstance(layer, str) else list(layer)
+    same_layer = layer in ("auto", spec.layer) or (
+        len(asked) == len(names) and all(one in known for one, known in zip(asked, names, strict=True))
+    )
+    separators = str.maketrans("", "", "-_ ")  # which names of methods may hold or not, see method.registry
+    same_method = method.lower().translate(separators) in ("gradcam", spec.method.translate(separators))
+    fine = {"layer": same_layer, "output": output in (None, spec.score), "method": same_method}
+    wrong = [name for name, same in fine.items() if not same]
     if wrong:
         raise MethodError(
             f"the explain graph has its {', '.join(wrong)} built in (method {spec.method!r}, layer "

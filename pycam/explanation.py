@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)
 class Explanation:
     """Heatmaps of N images × K targets, with what they explain and how they came about.
 

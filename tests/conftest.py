@@ -36,6 +36,11 @@ TAILS = {
         hidden = Gemm(flat, w_hidden)
         active = Relu(hidden)
         logits = Gemm<transB = 1>(active, w_fc, b_fc)""",
+    "vgg": """
+        flat = Flatten(features)
+        hidden = Gemm<transB = 1>(flat, w_wide)
+        active = Relu(hidden)
+        logits = Gemm<transB = 1>(active, w_last, b_fc)""",
     "conv": """
         more = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(features, w_conv3)
         active = Relu(more)
@@ -73,6 +78,8 @@ def weights(tail: str = "gap", seed: int = 0) -> dict[str, np.ndarray]:
         "w_fc": draw(CLASSES, CHANNELS),
         "w_flat": draw(CLASSES, CHANNELS * 64),
         "b_fc": draw(CLASSES),
+        "w_wide": draw(16, CHANNELS * 64, scale=2.0),
+        "w_last": draw(CLASSES, 16),
     }
 
 

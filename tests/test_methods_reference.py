@@ -1,6 +1,7 @@
-"""Methods and model-level gradients against arrays made by pytorch-grad-cam and torch's autograd (``tests/reference/make_gradcam.py``).
+"""Methods and model-level gradients against arrays made by pytorch-grad-cam and torch's autograd.
 
-Five small networks, each exported by both torch exporters; two images, two classes each; a layer in the middle and the last one.
+The arrays come from ``tests/reference/make_gradcam.py``. Five small networks, each exported by both torch exporters;
+two images, two classes each; a layer in the middle and the last one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ METHODS = ("gradcam", "gradcam++", "xgradcam", "layercam", "hirescam", "gradcam_
 RAW_TOLERANCE = 1e-4  # relative, in the 2-norm
 FINAL_TOLERANCE = 1e-3  # absolute, on [0, 1]
 
-CASES = [(net, exporter, layer, method) for net in NETS for exporter in EXPORTERS for layer in LAYERS for method in METHODS]
+CASES = [
+    (net, exporter, layer, method) for net in NETS for exporter in EXPORTERS for layer in LAYERS for method in METHODS
+]
 CASES += [(net, exporter, "last", "cam") for net in NETS if NETS[net]["cam"] for exporter in EXPORTERS]
 
 
@@ -68,8 +71,13 @@ def gradient_session(net: str, exporter: str, tensor: str) -> ort.InferenceSessi
 
 
 def class_gradients(net: str, exporter: str, tensor: str) -> np.ndarray:
-    """The gradient (N,K,...) of each target class with respect to `tensor`: one run per class, with a one-hot cotangent."""
-    session, targets, logits = gradient_session(net, exporter, tensor), ARRAYS[f"{net}/targets"], ARRAYS[f"{net}/logits"]
+    """The gradient (N,K,...) of each target class with respect to `tensor`: one run per class, with a one-hot
+    cotangent."""
+    session, targets, logits = (
+        gradient_session(net, exporter, tensor),
+        ARRAYS[f"{net}/targets"],
+        ARRAYS[f"{net}/logits"],
+    )
     one_hot = np.eye(logits.shape[1], dtype=np.float32)
     feeds = [{"input": ARRAYS["x"], "logits.cotangent": one_hot[targets[:, k]]} for k in range(targets.shape[1])]
     return np.stack([session.run([f"{tensor}.gradient"], feed)[0] for feed in feeds], axis=1)

@@ -18,6 +18,10 @@ _BOOL_OUT = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not",
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.DOUBLE, ir.DataType.FLOAT16, ir.DataType.BFLOAT16}
 
 
+PREFIX = "pycam"
+"""Names of emitted nodes and values begin with it."""
+
+
 class Builder:
     """Emits nodes at the end of `graph`, simplifying as it goes.
 
@@ -26,7 +30,7 @@ class Builder:
     Each op first asks its peephole (`simplify.py`), which may give back a value that is cheaper to compute.
     """
 
-    def __init__(self, graph: ir.Graph, prefix: str = "pycam") -> None:
+    def __init__(self, graph: ir.Graph, prefix: str = PREFIX) -> None:
         self.graph = graph
         self.prefix = prefix
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}

@@ -9,7 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
-from .builder import Builder
+from .builder import PREFIX, Builder
 from .normalise import fold_constants
 
 
@@ -17,7 +17,8 @@ def add_output(
     graph: ir.Graph, value: ir.Value, name: str, shape: Sequence[int | str | None] | None, dtype: ir.DataType
 ) -> None:
     """Make `value` an output called `name`; "?" and None in `shape` are unknown sizes, None for it: all of them."""
-    output = Builder(graph, prefix="pycam/output").Identity(value)
+    ours = (value.name or "").startswith(PREFIX) and not value.is_graph_output() and value.const_value is None
+    output = value if ours else Builder(graph).Identity(value)
     output.name, output.type = name, ir.TensorType(dtype)
     output.shape = ir.Shape([None if d == "?" else d for d in shape]) if shape is not None else None
     graph.outputs.append(output)

@@ -47,12 +47,11 @@ def _fold(g: Builder, graph: ir.Graph, conv: ir.Node, bn: ir.Node) -> None:
     new_bias = beta + scale * ((0.0 if bias is None else bias) - mean)
     new_weight = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
     inputs = [conv.inputs[0], g.constant(new_weight.astype(weight.dtype)), g.constant(new_bias.astype(weight.dtype))]
-    old = bn.outputs[0]
-    folded = ir.Node("", "Conv", inputs, list(conv.attributes.values()), name=conv.name)
-    folded.metadata_props.update(bn.metadata_props or conv.metadata_props)
-    new = folded.outputs[0]
-    new.type, new.shape = old.type, old.shape
-    graph.insert_after(conv, folded)
-    new.name, old.name = old.name, f"{old.name}/unfolded"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove([bn, conv], safe=True)
+    # The normalisation itself becomes the convolution: its output may be a layer, and stays the same value.
+    bn.op_type = "Conv"
+    bn.attributes.clear()
+    bn.attributes.update(conv.attributes)
+    bn.resize_inputs(len(inputs))
+    for i, value in enumerate(inputs):
+        bn.replace_input_with(i, value)
+    graph.remove(conv, safe=True)

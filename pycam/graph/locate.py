@@ -160,9 +160,16 @@ def _scopes(node: ir.Node) -> set[str]:
 def _named(graph: ir.Graph, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
     by_value = {y.name or "": y for node in graph for y in node.outputs}
     by_node = {node.name or "": node.outputs[0] for node in graph}
-    by_module = {scope: node.outputs[0] for node in graph for scope in _scopes(node) if scope}  # the last one wins
-    for table in (by_value, by_node, by_module):
-        if name in table:
+    made = sorted(graph, key=lambda node: node.outputs[0] in on_path)  # the last one on the path wins
+    by_module = {scope: node.outputs[0] for node in made for scope in _scopes(node) if scope}
+    by_copy = {
+        alias: value
+        for value in by_value.values()
+        for copy in value.meta.get("dropped", ())
+        for alias in (copy.outputs[0].name, copy.name, module_path(copy))
+    }
+    for table in (by_value, by_node, by_module, by_copy):
+        if name and name in table:
             return _usable(table[name], name, score, on_path)
     known = [*by_module, *(y for y, value in by_value.items() if value in on_path and spatial(value))]
     raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, known)}. `pycam layers` lists them all")

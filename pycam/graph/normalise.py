@@ -89,12 +89,12 @@ def _flatten(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     try:
         model = ir.from_proto(skeleton)
         model.graph.sort()
+        skeleton = ir.to_proto(model)
     except Exception as error:  # onnx-ir wraps whatever it met in errors of its own, the cause innermost
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ModelError(f"the model is not valid ONNX: {str(cause).strip()}") from error
-    skeleton = ir.to_proto(model)
     if skeleton.functions:
         skeleton = onnx.inliner.inline_local_functions(skeleton)
     try:
@@ -284,6 +284,8 @@ def _drop(model: ir.Model, what: Callable[[ir.Node], bool]) -> None:
         if x is not None and not y.is_graph_output() and what(node):
             y.replace_all_uses_with(x)
             model.graph.remove(node, safe=True)
+            # People know the layer by the copy's names as well.
+            x.meta["dropped"] = [*x.meta.get("dropped", ()), *y.meta.get("dropped", ()), node]
 
 
 def _pass_through(node: ir.Node) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import onnx_ir as ir
 
-from pycam.errors import ModelError
+from pycam.errors import InputError, ModelError
 from pycam.preprocess import Preprocess
 
 from .builder import Builder
@@ -40,25 +43,45 @@ def embed_preprocess(graph: ir.Graph, image: ir.Value, pre: Preprocess, name: st
     """Give the graph an input uint8 (N, H, W, 3), cropped to the model's size, in place of its normalised one.
 
     `(x − mean)/std` per channel, channel order and layout become nodes at the start of the graph.
+
+    Raises:
+        InputError: `pre` prepares another shape than the model takes.
     """
-    batch = dims(image)[0]
-    pixels = ir.Value(name=name, type=ir.TensorType(ir.DataType.UINT8), shape=ir.Shape([batch, *pre.size, 3]))
-    old_shape, position = image.shape, list(graph.inputs).index(image)
+    batch, channels = dims(image)[0], len(pre.channels)
+    shape = [batch, channels, *pre.size] if pre.layout == "NCHW" else [batch, *pre.size, channels]
+    if any(isinstance(want, int) and want != made for want, made in zip(dims(image)[1:], shape[1:], strict=True)):
+        raise InputError(
+            f"the preprocessing makes {shape} ({pre.channels}, {pre.layout}), but the input {image.name!r} of the model "
+            f"takes {list(dims(image))}"
+        )
     g = Builder(graph, prefix="pycam/preprocess")
-    assert image.dtype is not None
+    pixels = ir.Value(
+        name=name if image.name == name else g.free(name),
+        type=ir.TensorType(ir.DataType.UINT8),
+        shape=ir.Shape([None if batch == "?" else batch, *pre.size, 3]),
+    )
     nodes_before = set(graph)
-    x = g.Cast(pixels, to=image.dtype)
+    x = g.Cast(pixels, to=ir.DataType.FLOAT)
     if pre.channels == "BGR":
         x = g.Gather(x, g.constant([2, 1, 0]), axis=3)
-    if pre.channels == "L":  # ITU-R 601, as Pillow's convert("L")
-        x = g.ReduceSum(g.Mul(x, g.constant([0.299, 0.587, 0.114], image.dtype)), [3], keepdims=1)
-    x = g.Div(g.Sub(x, g.constant(list(pre.mean), image.dtype)), g.constant(list(pre.std), image.dtype))
+    if pre.channels == "L":  # ITU-R 601 in Pillow's fixed point, which float32 holds exactly
+        luma = g.ReduceSum(g.Mul(x, _floats(g, [19595, 38470, 7471])), [3], keepdims=1)
+        x = g.Floor(g.Mul(g.Add(luma, 32768.0), 2.0**-16))
+    x = g.Div(g.Sub(x, _floats(g, pre.mean)), _floats(g, pre.std))
     if pre.layout == "NCHW":
         x = g.Transpose(x, perm=[0, 3, 1, 2])
-    x.shape = old_shape
+    assert image.dtype is not None
+    if image.dtype != ir.DataType.FLOAT:
+        x = g.Cast(x, to=image.dtype)
+    x.shape = ir.Shape([None if d == "?" else d for d in shape])
+    position = list(graph.inputs).index(image)
     image.replace_all_uses_with(x)
     new = [node for node in graph if node not in nodes_before]
     graph.inputs[position] = pixels
     graph.remove(new)
     graph.insert_before(graph[0], new)
     return pixels
+
+
+def _floats(g: Builder, values: Sequence[float]) -> ir.Value:
+    return g.constant(np.array(values, dtype=np.float32))

@@ -37,9 +37,12 @@ def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Val
     found = spread_of(w)
     if (found is not None or method.per_channel) and not method.rectify:
         channels = found[0] if found is not None else w  # (K, N, C, 1, 1)
-        rows = g.Reshape(channels, _vector(g, [count or 1, _size(n), c], a))
+        rows = _looked_up(g, channels, c)
+        if rows is None:
+            by_target = g.Reshape(channels, _vector(g, [count or 1, _size(n), c], a))
+            rows = g.Transpose(by_target, perm=[1, 0, 2])
         flat = g.Reshape(a, _vector(g, [_size(n), c, -1 if isinstance(n, int) else _area(positions)], a))
-        maps = g.MatMul(g.Transpose(rows, perm=[1, 0, 2]), flat)  # (N, K, h·w)
+        maps = g.MatMul(rows, flat)  # (N, K, h·w)
         return g.Reshape(maps, _vector(g, [0, 0, *positions], a))  # 0 copies N and K
     terms = g.Mul(w, a)
     summed = g.ReduceSum(g.Relu(terms) if method.rectify else terms, [CHANNELS], keepdims=0)  # (K, N, h, w)
@@ -54,6 +57,29 @@ def _split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.
         return g.Reshape(da, _vector(g, [count or 1, _size(n), c, *positions], a))
     small = g.Reshape(found[0], _vector(g, [count or 1, _size(n), c, 1, 1], a))
     return expand(g, small, _vector(g, [1, 1, 1, *positions], a), found[2])
+
+
+def _looked_up(g: Builder, x: ir.Value | None, channels: int | str) -> ir.Value | None:
+    """Weights that are rows of a matrix, looked up by class, directly as (N, K, C); None if they are something else.
+
+    Behind global average pooling the walk ends in `scale · Gather(W, rows)` with reshapes between, all per row.
+    Looking up by the (N, K) classes in place of their flattened rows leaves out everything that only moves axes.
+    """
+    node = x.producer() if x is not None else None
+    if node is None:
+        return None
+    first, *others = node.inputs
+    if node.op_type == "Gather" and first is not None and node.attributes.get_int("axis", 0) == 0:
+        explained = others[0].meta.get("rows of") if others[0] is not None else None
+        row = dims(first)[1:]
+        return g.Gather(first, explained, axis=0) if explained is not None and row == (channels,) else None
+    if node.op_type == "Reshape":
+        return _looked_up(g, first, channels)
+    scalar = others and all(o is not None and o.const_value is not None and o.const_value.size == 1 for o in others)
+    if node.op_type not in ("Mul", "Div") or not scalar:
+        return None
+    rows = _looked_up(g, first, channels)
+    return g.emit(node.op_type, [rows, *others])[0] if rows is not None else None
 
 
 def _size(n: int | str) -> int:

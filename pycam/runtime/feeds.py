@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from pycam import _native
 from pycam.errors import InputError, TargetError, nearest
 
 Targets: TypeAlias = "int | str | ArrayLike | None"
@@ -27,17 +29,35 @@ _DTYPES: dict[str, Any] = {
 }
 
 
-def check_inputs(x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Any], image: str) -> dict[str, NDArray[Any]]:
-    """{name: array} for every input of the session but the targets.
+class Input(NamedTuple):
+    """An input of a graph."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    """None for a type that numpy does not have."""
+    shape: tuple[int | str | None, ...]
+    """A free size is a name or None."""
+
+
+def describe_inputs(session: Any) -> tuple[Input, ...]:
+    """The inputs of an onnxruntime session."""
+    types = {name: np.dtype(dtype) for name, dtype in _DTYPES.items()}
+    return tuple(Input(i.name, types.get(i.type), tuple(i.shape)) for i in session.get_inputs())
+
+
+def check_inputs(x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Input], image: str) -> dict[str, NDArray[Any]]:
+    """{name: array} for every input of the graph but the targets.
 
     Args:
         x: An array, for a model with one input, or {name: array}.
-        inputs: onnxruntime's descriptions of the inputs (name, type, shape).
+        inputs: What the graph takes.
         image: Name of the image input.
 
     Raises:
         InputError: unknown or missing name, wrong dtype, rank or size, NaN or infinity.
     """
+    if len(inputs) == 1 and isinstance(x, np.ndarray):  # the usual case, with as little Python as can be
+        return {image: _check_array(x, inputs[0])}
     names = [i.name for i in inputs]
     if not isinstance(x, Mapping):
         if len(names) > 1:
@@ -69,9 +89,10 @@ def check_targets(
     Raises:
         TargetError: a number of targets that does not fit, a class out of range, or an unknown label.
     """
-    if targets is None or isinstance(targets, str):
-        row = [-1] if targets is None else _from_text(targets, classes, labels)
-        array = np.tile(np.array(row), (images, 1))
+    if targets is None:  # the usual case, without the checks that it cannot fail
+        return _best(images)
+    if isinstance(targets, str):
+        array = np.tile(np.array(_from_text(targets, classes, labels)), (images, 1))
     else:
         array = np.asarray(targets)
         if array.ndim == 0:
@@ -95,6 +116,13 @@ def check_targets(
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+@lru_cache(maxsize=64)
+def _best(images: int) -> NDArray[np.int64]:
+    best = np.full((images, 1), -1, dtype=np.int64)
+    best.flags.writeable = False
+    return best
+
+
 def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[int]:
     """Classes of one image: "top3" → −1, −2, −3; "281" → 281; a label → its class."""
     if text.startswith("top") and text[3:].isdigit() and int(text[3:]) > 0:
@@ -112,25 +140,30 @@ def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[in
     raise TargetError(f"no class is called {text!r}; nearest: {nearest(text, labels)}")
 
 
-def _check_array(array: NDArray[Any], info: Any) -> NDArray[Any]:
-    expected = _DTYPES.get(info.type)
-    if expected is not None and array.dtype != expected:
-        name = np.dtype(expected).name
+def _check_array(array: NDArray[Any], info: Input) -> NDArray[Any]:
+    if array.dtype != info.dtype and info.dtype is not None:
+        name = info.dtype.name
         raise InputError(f"the input {info.name!r} is {array.dtype}; the model takes {name}: x.astype(np.{name})")
-    fits = array.ndim == len(info.shape) and all(
-        not isinstance(want, int) or have == want for have, want in zip(array.shape, info.shape, strict=True)
-    )
-    if not fits:
+    if array.shape != info.shape and not _fits(array.shape, info.shape):
         raise InputError(
             f"the input {info.name!r} has shape {array.shape}; the model takes "
             f"({', '.join(str(d) if d is not None else '?' for d in info.shape)})"
         )
     if array.size == 0:
         raise InputError(f"the input {info.name!r} is empty: shape {array.shape}")
-    # A sum is much cheaper than looking at each value; it may overflow, so it only says where to look.
-    if array.dtype.kind == "f" and not np.isfinite(array.sum(dtype=np.float32)) and not np.isfinite(array).all():
+    if not _finite(array):
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
             f"the input {info.name!r} holds {array[place]} at {place}: its explanation would be meaningless"
         )
     return array
+
+
+def _fits(have: tuple[int, ...], want: tuple[int | str | None, ...]) -> bool:
+    return len(have) == len(want) and all(h == w for h, w in zip(have, want, strict=True) if isinstance(w, int))
+
+
+def _finite(array: NDArray[Any]) -> bool:
+    if array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned:
+        return _native.finite(array)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())

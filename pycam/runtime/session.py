@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from pycam.errors import ModelError, ProviderError
+from pycam.errors import InputError, ModelError, ProviderError
 
 DEFAULT = ("CUDAExecutionProvider", "CPUExecutionProvider")
 
@@ -29,6 +29,7 @@ def make_session(
     Raises:
         ProviderError: a provider was asked for by name and is not there, or cannot start.
         ModelError: onnxruntime refuses the model.
+        InputError: no threads.
     """
     try:
         import onnxruntime as ort
@@ -40,7 +41,8 @@ def make_session(
     if providers is None:
         chosen = [p for p in DEFAULT if p in available]
     else:
-        chosen = [p if p.endswith("ExecutionProvider") else f"{p}ExecutionProvider" for p in providers]
+        asked = [providers] if isinstance(providers, str) else providers
+        chosen = [p if p.endswith("ExecutionProvider") else f"{p}ExecutionProvider" for p in asked]
         missing = [p for p in chosen if p not in available]
         if missing or not chosen:
             raise ProviderError(
@@ -52,7 +54,7 @@ def make_session(
     options.log_severity_level = 3  # errors are raised anyway; warnings are about other people's models
     if threads is not None:
         if threads < 1:
-            raise ValueError(f"threads={threads}: give a positive number, or None")
+            raise InputError(f"threads={threads}: give a positive number, or None")
         options.intra_op_num_threads = threads
     if folder is not None:
         options.add_session_config_entry(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 from pycam.errors import ModelError
@@ -50,7 +51,13 @@ class Spec:
     probabilities: bool
     notes: tuple[str, ...] = ()
 
-    @property
+    @cached_property
+    def returned(self) -> tuple[str, ...]:
+        """Names of all outputs of the graph."""
+        maps = () if self.heatmaps is None else (self.heatmaps,)
+        return (*self.outputs, *maps, *self.raw, self.explained)
+
+    @cached_property
     def layer(self) -> str:
         """The layers as people name them: module path where there is one."""
         return ", ".join(module or name for module, name in zip(self.modules, self.layers, strict=True))

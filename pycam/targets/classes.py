@@ -50,6 +50,7 @@ def class_targets(g: Builder, score: ir.Value, batch: int | str, many: bool) -> 
     depth = g.constant([classes]) if classes is not None else _class_count(g, score)
     order = g.Transpose(explained, perm=[1, 0]) if many else explained
     rows = g.Reshape(order, [-1])  # K·N, K outermost
+    rows.meta["rows of"] = explained
     assert score.dtype is not None
     zero_one = g.constant([0.0, 1.0], score.dtype)
     cotangent = g.OneHot(rows, depth, zero_one, axis=-1)

@@ -22,7 +22,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 
 def layers_of(source: Any, layer: Any, output: str | None = None) -> list[str | None]:
     graph = normalise(load(source)).graph
-    return [value.name for value in locate_layers(graph, layer, locate_score(graph, output)[0])]
+    return [value.name for value in locate_layers(graph, layer, locate_score(graph, output).value)]
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------
@@ -221,22 +221,23 @@ def test_a_layer_behind_which_no_gradient_flows(text_model: Any) -> None:
 # ---- the score -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("end", "score"), [("", "y"), ("Softmax", "logits"), ("LogSoftmax", "logits"), ("Sigmoid", "y")])
-def test_a_final_softmax_is_stepped_behind_and_this_is_said(cnn: Net, end: str, score: str) -> None:
+@pytest.mark.parametrize("end", ["", "Softmax", "LogSoftmax", "Identity"])
+def test_a_final_softmax_is_stepped_behind_and_this_is_said(cnn: Net, end: str) -> None:
     graph = normalise(load(cnn(end=end))).graph
-    found, output, notes = locate_score(graph)
-    assert output.name == "y"
+    found = locate_score(graph)
+    assert found.output.name == "y"
+    assert found.value.name == "logits"
+    assert found.probabilities == (end == "Softmax")
     if end in ("Softmax", "LogSoftmax"):
-        assert found.name == score
-        assert notes == [f"the score is the logit 'logits': the final {end} is stepped behind"]
+        assert found.notes == [f"the score is the logit 'logits': the final {end} is stepped behind"]
     else:
-        assert (found, notes) == (output, [])
+        assert found.notes == []
 
 
 def test_the_score_of_another_output(cnn: Net) -> None:
     graph = normalise(load(cnn(extra_output="features"))).graph
-    assert locate_score(graph)[0].name == "y"
-    assert locate_score(graph, "features")[0].name == "features"
+    assert locate_score(graph).output.name == "y"
+    assert locate_score(graph, "features").output.name == "features"
     with pytest.raises(ModelError, match=r"no output 'z'; it has y, features"):
         locate_score(graph, "z")
 

@@ -56,8 +56,7 @@ def test_every_opset(cnn: Net, images: np.ndarray, same: Any, opset: int, end: s
             pytest.skip(f"this onnxruntime does not run opset {opset}")
         raise
     assert normal.opset_import[0].version == max(opset, OPSET)
-    assert "Dropout" not in ops(normal)
-    assert "Identity" not in ops(normal)
+    assert not {"Dropout", "Identity", "Constant"} & set(ops(normal)[:-1])  # the last one makes the output
 
 
 def test_an_opset_that_is_too_old_or_too_new(cnn: Net) -> None:
@@ -198,12 +197,12 @@ def test_quantised_activations_are_left(text_model: Any, draw: Any, same: Any) -
 @pytest.mark.parametrize(
     ("body", "left"),
     [
-        ("a = Relu(x) y = Identity(a)", ["Relu"]),
-        ("a = Identity(x) b = Identity(a) c = Relu(b) d = Dropout(c) y = Identity(d)", ["Relu"]),
+        ("a = Relu(x) y = Identity(a)", ["Relu", "Identity"]),  # what makes an output stays
+        ("a = Identity(x) b = Identity(a) c = Relu(b) d = Dropout(c) y = Identity(d)", ["Relu", "Identity"]),
         ("a = Identity(x) y = Tanh(a)", ["Tanh"]),
         ("y = Identity(x)", ["Identity"]),  # an input cannot be an output by another name
         ("a = Relu(x) b = Identity(a) y = Add(a, b)", ["Relu", "Add"]),
-        ("a = Relu(x) y, mask = Dropout(a)", ["Relu"]),
+        ("a = Relu(x) b, mask = Dropout(a) y = Tanh(b)", ["Relu", "Tanh"]),
     ],
 )
 def test_dropout_and_identity_go(text_model: Any, draw: Any, same: Any, body: str, left: list[str]) -> None:

@@ -1,15 +1,17 @@
-"""Make the reference arrays of ``tests/test_methods_reference.py`` with the PyPI package grad-cam. Run from the repository root:
+"""Make the reference arrays of ``tests/test_methods_reference.py`` with the PyPI package grad-cam. From the root:
 
     python -m tests.reference.make_gradcam
 
-Made with torch 2.13.0 (CPU), torchvision 0.29.2, grad-cam 1.5.7, onnx 1.23.2, onnxscript 0.7.2, onnxruntime 1.31.1, numpy 2.4.6,
-opencv-python-headless 5.0.0.93; the versions of a run are written into the file, under ``about``.
+Made with torch 2.13.0 (CPU), torchvision 0.29.2, grad-cam 1.5.7, onnx 1.23.2, onnxscript 0.7.2, onnxruntime 1.31.1,
+numpy 2.4.6, opencv-python-headless 5.0.0.93; the versions of a run are written into the file, under ``about``.
 
-Five small seeded networks go through both ONNX exporters of torch into ``tests/reference/<net>.<exporter>.onnx``. For one batch of two images and
-two classes per image, ``gradcam.npz`` keeps (float32; ``<layer>`` is ``middle`` or ``last``, N images, K classes):
+Five small seeded networks go through both ONNX exporters of torch into ``tests/reference/<net>.<exporter>.onnx``. For
+one batch of two images and two classes per image, ``gradcam.npz`` keeps (float32; ``<layer>`` is ``middle`` or
+``last``, N images, K classes):
 
     x                         (N,3,33,40)    the images, the same for all networks
-    about                     JSON: versions; per network the layers' module paths, their tensor names in each export, whether CAM applies
+    about                     JSON: versions; per network the layers' module paths, their tensor names in each
+                              export, and whether CAM applies
     <net>/targets             (N,K) int64
     <net>/logits              (N,classes)
     <net>/dx                  (N,K,3,33,40)  gradient of the class score with respect to the image
@@ -46,7 +48,8 @@ CLASSES = 10
 SIZE = (33, 40)
 EXPORTERS = ("dynamo", "legacy")
 WELL_CONDITIONED = 2e-5
-"""A raw map that float32 itself moves by more than this (relative, against float64) would be no reference for a tolerance of 1e-4."""
+"""A raw map that float32 itself moves by more than this (relative, against float64) would be no reference for a
+tolerance of 1e-4."""
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, act: nn.Module | None = None, **options: Any) -> nn.Sequential:
@@ -55,8 +58,8 @@ def conv_bn(inputs: int, outputs: int, kernel: int, act: nn.Module | None = None
 
 
 class VggLike(nn.Module):
-    """Convolutions with bias, max pools (one overlapping, with ceil), two linear layers. Last layer: a ReLU right before a max pool, so that
-    pooling windows full of zeros (ties) count."""
+    """Convolutions with bias, max pools (one overlapping, with ceil), two linear layers. Last layer: a ReLU right
+    before a max pool, so that pooling windows full of zeros (ties) count."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -148,7 +151,9 @@ class InceptionBlock(nn.Module):
     def __init__(self, inputs: int, each: int) -> None:
         super().__init__()
         self.point = nn.Conv2d(inputs, each, 1)
-        self.split = nn.Sequential(nn.Conv2d(inputs, each, (1, 3), padding=(0, 1)), nn.SiLU(), nn.Conv2d(each, each, (3, 1), padding=(1, 0)))
+        self.split = nn.Sequential(
+            nn.Conv2d(inputs, each, (1, 3), padding=(0, 1)), nn.SiLU(), nn.Conv2d(each, each, (3, 1), padding=(1, 0))
+        )
         self.wide = nn.Conv2d(inputs, each, 3, padding=2, dilation=2, groups=2)
         self.pool = nn.Sequential(nn.AvgPool2d(3, 1, padding=1), nn.Conv2d(inputs, each, 1))
         self.norm = nn.GroupNorm(4, 4 * each)
@@ -160,7 +165,8 @@ class InceptionBlock(nn.Module):
 
 
 class InceptionLike(nn.Module):
-    """Concatenation, average pools, SiLU, sigmoid gates, GroupNorm; max and average pooled halves are added before the linear layer."""
+    """Concatenation, average pools, SiLU, sigmoid gates, GroupNorm; max and average pooled halves are added before the
+    linear layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +195,8 @@ class ConvNextBlock(nn.Module):
 
 
 class ConvNextLike(nn.Module):
-    """LayerNorm over channels with transposes, exact GELU, 7×7 depthwise, dense connections, a LayerNorm in the tail."""
+    """LayerNorm over channels with transposes, exact GELU, 7×7 depthwise, dense connections, a LayerNorm in the
+    tail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +245,8 @@ def images(count: int, seed: int) -> torch.Tensor:
 
 
 def build(net: Net) -> nn.Module:
-    """Kaiming weights, random biases and batch-norm affine parts; batch-norm statistics of 64 seeded images; eval mode."""
+    """Kaiming weights, random biases and batch-norm affine parts; batch-norm statistics of 64 seeded images; eval
+    mode."""
     torch.manual_seed(net.seed)
     model = net.make().eval()
     for module in model.modules():
@@ -257,10 +265,14 @@ def build(net: Net) -> nn.Module:
     return model.eval()
 
 
-def capture(model: nn.Module, x: torch.Tensor, classes: np.ndarray, layers: list[str]) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+def capture(
+    model: nn.Module, x: torch.Tensor, classes: np.ndarray, layers: list[str]
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
     """Activations and gradients (N,...) of each layer, and of the image, by torch's autograd."""
     seen: list[torch.Tensor] = []
-    handles = [model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in layers]
+    handles = [
+        model.get_submodule(layer).register_forward_hook(lambda _m, _i, out: seen.append(out)) for layer in layers
+    ]
     x = x.clone().requires_grad_()
     score = model(x).gather(1, torch.from_numpy(classes)[:, None]).sum()
     for handle in handles:
@@ -278,7 +290,7 @@ def reference(net: Net, model: nn.Module, x: torch.Tensor) -> dict[str, np.ndarr
     columns = [capture(model, x, targets[:, k], paths) for k in range(targets.shape[1])]
     out: dict[str, np.ndarray] = {"logits": logits, "targets": targets, "dx": np.stack([dx for _, _, dx in columns], 1)}
     for i, (name, path) in enumerate(net.layers.items()):
-        out[f"{name}/A"] = activations = columns[0][0][i]
+        out[f"{name}/A"] = columns[0][0][i]
         out[f"{name}/g"] = np.stack([gradients[i] for _, gradients, _ in columns], 1)
         for method in GRADCAM_CLASSES:
             calls = [gradcam_call(method, model, [path], x, targets[:, k]) for k in range(targets.shape[1])]
@@ -303,7 +315,10 @@ def conditioning(net: Net, model: nn.Module, x: torch.Tensor, arrays: dict[str, 
     targets, noise = arrays["targets"], {}
     for name, path in net.layers.items():
         for method in GRADCAM_CLASSES:
-            exact = np.stack([gradcam_call(method, model, [path], x.double(), targets[:, k])[0][0] for k in range(targets.shape[1])], 1)
+            exact = np.stack(
+                [gradcam_call(method, model, [path], x.double(), targets[:, k])[0][0] for k in range(targets.shape[1])],
+                1,
+            )
             noise[f"{name}/{method}"] = relative(arrays[f"{name}/{method}/raw"], exact)
     return noise
 
@@ -312,10 +327,14 @@ def export(model: nn.Module, x: torch.Tensor, path: Path, exporter: str) -> None
     names: dict[str, Any] = {"input_names": ["input"], "output_names": ["logits"]}
     if exporter == "dynamo":
         shapes = ({0: torch.export.Dim("batch")},)
-        torch.onnx.export(model, (x,), str(path), dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False, **names)
+        torch.onnx.export(
+            model, (x,), str(path), dynamo=True, external_data=False, dynamic_shapes=shapes, verbose=False, **names
+        )
         strip_traces(path)
     else:
-        torch.onnx.export(model, (x,), str(path), dynamo=False, dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, **names)
+        torch.onnx.export(
+            model, (x,), str(path), dynamo=False, dynamic_axes={"input": {0: "batch"}, "logits": {0: "batch"}}, **names
+        )
 
 
 def strip_traces(path: Path) -> None:
@@ -329,9 +348,12 @@ def strip_traces(path: Path) -> None:
 
 
 def find_tensor(path: Path, x: np.ndarray, expected: np.ndarray) -> str:
-    """The last tensor of the exported graph that holds `expected` when run on `x`: independent of any naming convention."""
+    """The last tensor of the exported graph that holds `expected` when run on `x`: independent of any naming
+    convention."""
     model = onnx.load(path)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output if name and name != "logits")
+    model.graph.output.extend(
+        onnx.ValueInfoProto(name=name) for node in model.graph.node for name in node.output if name and name != "logits"
+    )
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
