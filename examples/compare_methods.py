@@ -1,6 +1,6 @@
 """Methods side by side: one row per method, one column per photo.
 
-    python examples/compare_methods.py PHOTO [PHOTO …] -o methods.png [--model m.onnx] [--methods cam gradcam …]
+python examples/compare_methods.py PHOTO [PHOTO …] -o methods.png [--model m.onnx] [--methods cam gradcam …]
 """
 
 from __future__ import annotations

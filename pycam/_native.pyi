@@ -69,7 +69,10 @@ def overlay_ref(
     images: NDArray[np.uint8], maps: NDArray[np.float32], lut: NDArray[np.uint8], alpha: float
 ) -> NDArray[np.uint8]: ...
 def finite(values: NDArray[np.float32]) -> bool:
-    """Whether no value is NaN or infinite.  `ValueError` unless `values` is a C-contiguous float32 array, of any shape."""
+    """Whether no value is NaN or infinite.
+
+    `ValueError` unless `values` is a C-contiguous float32 array, of any shape.
+    """
 
 def features() -> Features:
     """How this module was built."""

@@ -66,7 +66,8 @@ def feed(explainer: Explainer, crops: Any, pre: Preprocess) -> Any:
 
     if explainer.takes_pixels:
         return np.asarray(crops).reshape(-1, *pre.size, 3)
-    return prepare(crops, pre)
+    dtype = next(i.dtype for i in explainer.inputs if i.name == explainer.spec.image)
+    return prepare(crops, pre).astype(dtype if dtype == np.float16 else np.float32, copy=False)
 
 
 def export(

@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .errors import LayerError, MethodError
+from .errors import LayerError, MethodError, ModelError
 from .grad import differentiate
 from .graph import emit
 from .graph.builder import Builder
@@ -81,6 +81,8 @@ def compile_model(
     wanted = _check_outputs(outputs)
 
     loaded = load(source)
+    if any(entry.key == KEY for entry in loaded.proto.metadata_props):
+        raise ModelError("the model is an explain graph already: give the model that it was made from")
     model = normalise(loaded)
     graph = model.graph
     image, layout = image_input(graph)
@@ -117,7 +119,8 @@ def compile_model(
     )
     _set_outputs(graph, spec, image, chosen, layers, raws, maps)
     metadata = {KEY: spec.to_json()} | ({PREPROCESS: preprocess.to_json()} if preprocess is not None else {})
-    return ExplainGraph(emit.finish(model, metadata, stand_alone=stand_alone), loaded.folder, spec, repeat.heavy())
+    proto = emit.finish(model, metadata, stand_alone=stand_alone)
+    return ExplainGraph(proto, loaded.folder, spec, repeat.heavy())
 
 
 def forward_model(source: Source) -> tuple[onnx.ModelProto, Path]:

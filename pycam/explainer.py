@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import BatchAxisError, HeadError, MethodError
+from .errors import BatchAxisError, HeadError, InputError, MethodError, ModelError
 from .explanation import Explanation
 from .head import pick
 from .preprocess import Preprocess
-from .runtime.feeds import Targets, check_inputs, describe_inputs, check_targets
+from .runtime.feeds import Targets, check_inputs, check_targets, describe_inputs
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
 from .runtime.session import make_session
 from .runtime.spec import Spec
@@ -70,8 +70,8 @@ class Explainer:
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
         self._lock = threading.Lock()
         self._compile: dict[str, Any] | None = None
-        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
         metadata = _metadata(model)
+        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
         spec = Spec.from_metadata(metadata)
         if spec is None:
             self._head = None if head == "graph" else pick(head)
@@ -82,6 +82,7 @@ class Explainer:
             _check_exported(spec, method, layer, output, head)
             self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
             self._one = Program(make_session(source, **self._options), spec)
+            _check_names(self._one)
             self._many = self._one if spec.many else None
         self.spec = self._one.spec
         self.target = target
@@ -121,9 +122,14 @@ class Explainer:
         height, width = (image.shape[axis] for axis in ((2, 3) if spec.layout == "NCHW" else (1, 2)))
         raws = [outputs[name] for name in spec.raw]
         if self._head is not None:
-            heatmaps, flat = self._head.finish(raws, (height, width))
+            try:
+                heatmaps, flat = self._head.finish(raws, (height, width))
+            except ValueError as error:
+                raise _not_finite(str(error)) from None
         else:
             heatmaps = outputs[spec.heatmaps or ""]
+            if not np.isfinite(heatmaps.sum()):
+                raise _not_finite("NaN in the heatmaps")
             flat = np.all([m.max(axis=(2, 3)) <= 0 for m in raws or [heatmaps]], axis=0)
         scores = {name: outputs[name] for name in spec.outputs}
         return Explanation(
@@ -193,14 +199,35 @@ class Program:
 
     def run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """All outputs by name."""
-        arrays = self.session.run(self.spec.returned, {**feeds, self.spec.targets: targets})
+        try:
+            arrays = self.session.run(self.spec.returned, {**feeds, self.spec.targets: targets})
+        except Exception as error:  # onnxruntime's exceptions share no base class
+            given = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
+            raise InputError(f"the model cannot run on {given}: {error}") from error
         return dict(zip(self.spec.returned, arrays, strict=True))
 
 
 def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:
     if isinstance(model, (str, os.PathLike, bytes)):
         return read_metadata(model)
+    if not hasattr(model, "metadata_props"):
+        raise ModelError(f"a model is a path, bytes or a ModelProto, not {type(model).__name__}")
     return {p.key: p.value for p in model.metadata_props}
+
+
+def _not_finite(why: str) -> InputError:
+    return InputError(f"the explanation is not finite ({why}): this input makes the model's numbers overflow")
+
+
+def _check_names(program: Program) -> None:
+    """Inputs and outputs that the graph says it has must be there."""
+    session, spec = program.session, program.spec
+    there = {value.name for value in (*session.get_inputs(), *session.get_outputs())}
+    missing = [name for name in (spec.image, spec.targets, *spec.returned) if name not in there]
+    if missing:
+        raise ModelError(
+            f"the explain graph's own description names {missing[0]!r}, which is not there: export it again"
+        )
 
 
 def _check_exported(spec: Spec, method: str, layer: str | Sequence[str], output: str | None, head: str | None) -> None:

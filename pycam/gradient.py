@@ -37,7 +37,7 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None) -> onnx.Mo
     graph_model = normalise(load(model))
     graph = graph_model.graph
     y = find_value(graph, output) if output is not None else graph.outputs[0]
-    xs = [find_value(graph, name) for name in wrt]
+    xs = [find_value(graph, name) for name in ([wrt] if isinstance(wrt, str) else wrt)]
     cotangent = ir.Value(name=f"{y.name}.cotangent", shape=y.shape, type=y.type)
     graph.inputs.append(cotangent)
     grads, _ = differentiate(Builder(graph), {y: cotangent}, xs)

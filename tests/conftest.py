@@ -145,7 +145,9 @@ def small_cnn(
     return model
 
 
-def run_model(model: onnx.ModelProto | bytes | str | os.PathLike[str], feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run_model(
+    model: onnx.ModelProto | bytes | str | os.PathLike[str], feeds: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """All outputs by name, computed by onnxruntime alone on one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
@@ -220,7 +222,7 @@ def photos() -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with real models and photos, beside the repository or named by PYCAM_SHARED; else the test is skipped."""
+    """The folder with real models and photos: beside the repository, or PYCAM_SHARED; the test is skipped without."""
     folder = Path(os.environ.get("PYCAM_SHARED") or Path(__file__).parents[2] / "shared")
     if not (folder / "models").is_dir():
         pytest.skip(f"needs the shared models, and {folder} is not there (set PYCAM_SHARED)")

@@ -101,7 +101,9 @@ def test_equal_scores_rank_by_number(cnn: Net, images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("tail", ["gap", "mean"])
-def test_cam_is_the_weighted_sum_of_the_paper(cnn: Net, cnn_weights: Any, images: np.ndarray, forward: Any, tail: str) -> None:
+def test_cam_is_the_weighted_sum_of_the_paper(
+    cnn: Net, cnn_weights: Any, images: np.ndarray, forward: Any, tail: str
+) -> None:
     model = cnn(tail, extra_output="features")
     features = forward(model, {"x": images})["features"]
     want = np.einsum("kc,nchw->nkhw", cnn_weights()["w_fc"][[3, 8]], features)
@@ -145,7 +147,9 @@ def test_every_method_is_its_formula(cnn: Net, images: np.ndarray, forward: Any,
 
 def test_names_of_methods_are_forgiving(cnn: Net) -> None:
     model = cnn()
-    assert {pycam.Explainer(model, method=m).spec.method for m in ("Grad-CAM++", "gradcam++", "GRAD_CAM ++")} == {"gradcam++"}
+    assert {pycam.Explainer(model, method=m).spec.method for m in ("Grad-CAM++", "gradcam++", "GRAD_CAM ++")} == {
+        "gradcam++"
+    }
     assert [m.name for m in pycam.methods()][:3] == ["cam", "gradcam", "gradcam++"]
 
 
@@ -167,7 +171,9 @@ def test_two_layers_are_averaged(cnn: Net, images: np.ndarray) -> None:
 
 @pytest.mark.parametrize("layer", ["auto", ["early", "features"]])
 def test_all_heads_agree(cnn: Net, images: np.ndarray, layer: Any) -> None:
-    results = {h: pycam.Explainer(cnn("vgg"), layer=layer, head=h)(images, [TEN] * 3) for h in ("reference", "cpu", "graph")}
+    results = {
+        h: pycam.Explainer(cnn("vgg"), layer=layer, head=h)(images, [TEN] * 3) for h in ("reference", "cpu", "graph")
+    }
     assert results["reference"].flat.any() == (layer == "auto")
     for head, result in results.items():
         np.testing.assert_allclose(result.heatmaps, results["reference"].heatmaps, atol=1e-5, err_msg=head)
@@ -195,9 +201,12 @@ def test_a_flat_map_is_zeros(cnn: Net, images: np.ndarray, head: str, zero: bool
 
 @pytest.mark.parametrize("tail", ["gap", "conv"])
 @pytest.mark.parametrize(
-    "outputs", [("scores", "heatmaps", "raw"), ("heatmaps",), ("raw",), ("scores", "raw"), ("scores", "heatmaps"), "raw"]
+    "outputs",
+    [("scores", "heatmaps", "raw"), ("heatmaps",), ("raw",), ("scores", "raw"), ("scores", "heatmaps"), "raw"],
 )
-def test_an_exported_graph_explains_the_same(cnn: Net, images: np.ndarray, tmp_path: Path, tail: str, outputs: Any) -> None:
+def test_an_exported_graph_explains_the_same(
+    cnn: Net, images: np.ndarray, tmp_path: Path, tail: str, outputs: Any
+) -> None:
     model = cnn(tail)
     want = pycam.Explainer(model)(images, [[3, -1]] * 3)
     path = pycam.export(model, tmp_path / "explain.onnx", outputs=outputs)
@@ -215,7 +224,9 @@ def test_an_exported_graph_explains_the_same(cnn: Net, images: np.ndarray, tmp_p
     else:
         assert got.scores == {}
     names = {o.name for o in onnx.load(path).graph.output}
-    assert names == {"explained"} | {{"scores": "y"}.get(o, o) for o in ([outputs] if isinstance(outputs, str) else outputs)}
+    assert names == {"explained"} | {
+        {"scores": "y"}.get(o, o) for o in ([outputs] if isinstance(outputs, str) else outputs)
+    }
 
 
 def test_an_exported_graph_is_valid_and_says_its_shapes(cnn: Net, tmp_path: Path) -> None:
@@ -251,9 +262,22 @@ def test_one_target_per_image(cnn: Net, images: np.ndarray, tmp_path: Path, tail
 
 def test_what_an_exported_graph_has_built_in(cnn: Net, tmp_path: Path) -> None:
     path = pycam.export(cnn(), tmp_path / "explain.onnx", method="layercam", layer="early")
-    for fine in ({}, {"layer": "early"}, {"layer": ["early"]}, {"method": "layercam"}, {"method": "Layer-CAM"}, {"output": "y"}):
+    for fine in (
+        {},
+        {"layer": "early"},
+        {"layer": ["early"]},
+        {"method": "layercam"},
+        {"method": "Layer-CAM"},
+        {"output": "y"},
+    ):
         assert pycam.Explainer(path, **fine).spec.layers == ("early",)
-    for wrong in ({"layer": "features"}, {"layer": ["features"]}, {"layer": ["early", "features"]}, {"method": "hirescam"}, {"output": "z"}):
+    for wrong in (
+        {"layer": "features"},
+        {"layer": ["features"]},
+        {"layer": ["early", "features"]},
+        {"method": "hirescam"},
+        {"output": "z"},
+    ):
         with pytest.raises(MethodError, match=rf"has its {next(iter(wrong))} built in.*'layercam'.*'early'.*export"):
             pycam.Explainer(path, **wrong)  # type: ignore[arg-type]
     raw, heatmaps = (pycam.export(cnn(), tmp_path / f"{o}.onnx", outputs=[o]) for o in ("raw", "heatmaps"))
@@ -365,19 +389,29 @@ def test_scores_with_positions_are_summed(text_model: Any, draw: Any) -> None:
     np.testing.assert_allclose(maps_of(result)[:, 0], want[:, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_half_precision(cnn: Net, images: np.ndarray) -> None:
-    text = onnx.printer.to_text(cnn("mlp"))
-    model = onnx.parser.parse_model(text)
+@pytest.fixture
+def half(cnn: Net) -> onnx.ModelProto:
+    """The small CNN in float16."""
+    model = cnn("mlp")
     for value in [*model.graph.input, *model.graph.output]:
         value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
     for tensor in model.graph.initializer:
         array = onnx.numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("head", ["cpu", "graph"])
+def test_half_precision(cnn: Net, half: onnx.ModelProto, images: np.ndarray, head: str) -> None:
     want = pycam.Explainer(cnn("mlp"))(images, 3)
-    for head in ("cpu", "graph"):
-        got = pycam.Explainer(model, head=head)(images.astype(np.float16), 3)
-        assert got.heatmaps.dtype == np.float32
-        np.testing.assert_allclose(got.heatmaps, want.heatmaps, atol=0.02)
+    got = pycam.Explainer(half, head=head)(images.astype(np.float16), 3)
+    assert got.heatmaps.dtype == np.float32
+    np.testing.assert_allclose(got.heatmaps, want.heatmaps, atol=0.02)
+
+
+def test_a_photo_in_half_precision(cnn: Net, half: onnx.ModelProto, photos: dict[str, Path]) -> None:
+    want = pycam.explain(cnn("mlp"), photos["coffee"], 3)
+    np.testing.assert_allclose(pycam.explain(half, photos["coffee"], 3).heatmaps, want.heatmaps, atol=0.02)
 
 
 def test_the_shipped_model_at_real_photos(shipped: Path, photos: dict[str, Path]) -> None:

@@ -10,7 +10,8 @@ import math
 
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+
 from .call import Call
 from .elementwise import derivative, masked, where
 from .registry import rule, stop

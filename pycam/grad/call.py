@@ -46,12 +46,15 @@ class Repeat:
         return self.tiled[value]
 
     def heavy(self, limit: int = 1 << 16) -> bool:
-        """Whether a value with more than `limit` numbers per image (or an unknown number) was repeated."""
-        sizes = [list(value.shape or [])[1:] for value in self.tiled]
-        return any(
-            not all(isinstance(d, int) for d in s) or math.prod(d for d in s if isinstance(d, int)) > limit
-            for s in sizes
-        )
+        """Whether the graph still repeats a value with more than `limit` numbers per image, or an unknown number."""
+        for value, tiled in self.tiled.items():
+            tile = tiled.producer()
+            sizes = list(value.shape or [])[1:]
+            known = [d for d in sizes if isinstance(d, int)]
+            used = tile is not None and tile.graph is not None  # simplification may have dropped it
+            if used and (len(known) < len(sizes) or math.prod(known) > limit):
+                return True
+        return False
 
     def shape_of(self, value: ir.Value) -> ir.Value:
         """The shape (int64) of the repeated `value`, without making it."""

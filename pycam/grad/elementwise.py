@@ -9,7 +9,8 @@ from typing import TypeAlias
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+
 from .call import Call
 from .registry import ALL, VJP, rule, stop
 
@@ -163,11 +164,32 @@ def dropout(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return dy
 
 
-@rule("QuantizeLinear")
 @rule("DequantizeLinear")
 def straight_through(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """Quantising and back is taken for the identity (straight-through): its true gradient is 0 almost everywhere."""
     return dy
+
+
+@rule("QuantizeLinear")
+def quantize(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`dx = dy·[q_min < q < q_max]`: straight-through, but 0 where the value saturates, as PyTorch's fake-quantise.
+
+    Quantisers absorb ReLU and ReLU6 into the range; without the mask their gradient would be lost with them.
+    """
+    low, high = _RANGES.get(n.node.outputs[0].dtype, (None, None))
+    if low is None or high is None:
+        raise n.refuse("only 8- and 16-bit integers are differentiated")
+    q = g.Cast(n.y(), to=ir.DataType.FLOAT)
+    inside = g.And(g.Greater(q, float(low)), g.Less(q, float(high)))
+    return g.Mul(dy, g.Cast(inside, to=dy.dtype))
+
+
+_RANGES: dict[ir.DataType | None, tuple[int, int]] = {
+    ir.DataType.UINT8: (0, 255),
+    ir.DataType.INT8: (-128, 127),
+    ir.DataType.UINT16: (0, 65535),
+    ir.DataType.INT16: (-32768, 32767),
+}
 
 
 # ── functions of one variable ───────────────────────────────────────────────────────────────────────────────────────

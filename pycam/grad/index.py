@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..errors import BatchAxisError
-from ..graph.builder import Builder
+from pycam.errors import BatchAxisError
+from pycam.graph.builder import Builder
+
 from .call import Call, describe
 from .registry import rule, stop
 from .windows import END, axis_size, join, plus

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from ..errors import BatchAxisError
-from ..graph.builder import Builder
+from pycam.errors import BatchAxisError
+from pycam.graph.builder import Builder
+
 from .call import Call, Dim, describe
 from .registry import rule
 from .reverse import unbroadcast

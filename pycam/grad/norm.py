@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+
 from .call import Call
 from .elementwise import where
 from .registry import rule

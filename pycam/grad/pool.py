@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+from pycam.graph.simplify import Moved
+
 from .call import Call
 from .registry import rule
 from .windows import END, Axis, axis_size, begin_pad, fit, join, plus, scatter, windows
@@ -82,7 +84,11 @@ def max_pool(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     dx = _one_channel(g, dy, rank)
     for x, y, j in zip(maxima[-2::-1], maxima[:0:-1], pooled, strict=True):
         dx = _first_maximum(g, n, x, y, dx, axes, j, ceil_mode)
-    return n.reshape_like(dx)
+    dx = n.reshape_like(dx)
+    sizes, pooled_sizes = n.static(start=2), [d for d in n.out_dims()[2:] if isinstance(d, int)]
+    if sizes is not None and len(pooled_sizes) == rank:
+        dx.meta["moved"] = Moved(dy, tuple(pooled_sizes), tuple(sizes))
+    return dx
 
 
 @rule("LpPool")

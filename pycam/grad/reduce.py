@@ -9,7 +9,8 @@ import math
 
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+
 from .call import Call
 from .elementwise import where
 from .registry import ALL, rule, stop

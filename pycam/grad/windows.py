@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.builder import Builder
+from pycam.graph.builder import Builder
+
 from .call import Call
 
 END = int(np.iinfo(np.int64).max)

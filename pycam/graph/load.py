@@ -39,6 +39,8 @@ def load(source: Source) -> Loaded:
     """
     if isinstance(source, onnx.ModelProto):
         loaded, name = Loaded(source, Path(), ""), "the ModelProto"
+    elif not isinstance(source, (bytes, str, os.PathLike)):
+        raise ModelError(f"a model is a path, bytes or a ModelProto, not {type(source).__name__}")
     elif isinstance(source, bytes):
         loaded, name = Loaded(_parse(source, "the bytes"), Path(), ""), "the bytes"
     else:

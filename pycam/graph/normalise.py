@@ -36,7 +36,10 @@ def normalise(loaded: Loaded) -> ir.Model:
         ModelError: invalid ONNX, or an opset outside of OLDEST…NEWEST.
     """
     proto = loaded.proto
-    skeleton, weights = _split(proto)
+    try:
+        skeleton, weights = _split(proto)
+    except UnicodeDecodeError as error:
+        raise ModelError(f"the model is not valid ONNX: a name in it is no text ({error})") from None
     skeleton = _one_opset(_flatten(skeleton))
     model = ir.from_proto(_infer_shapes(skeleton))
     _attach(model, weights, loaded.folder, loaded.file)
@@ -278,7 +281,7 @@ def _replace_by_constant(graph: ir.Graph, value: ir.Value, array: NDArray[Any]) 
 
 
 def _drop(model: ir.Model, what: Callable[[ir.Node], bool]) -> None:
-    """Remove nodes whose output equals their first input; one that makes a graph output stays, so that no name is lost."""
+    """Remove nodes whose output equals their first input; one that makes a graph output stays: no name is lost."""
     for node in list(model.graph):
         x, y = (node.inputs or [None])[0], node.outputs[0]
         if x is not None and not y.is_graph_output() and what(node):
@@ -294,7 +297,9 @@ def _pass_through(node: ir.Node) -> bool:
         return False
     if node.op_type in ("Identity", "Dropout"):
         training = constant_of(node.inputs[2]) if len(node.inputs) > 2 else np.False_
-        return (training is not None and not training.any()) and not any(y.uses() or y.is_graph_output() for y in node.outputs[1:])
+        return (training is not None and not training.any()) and not any(
+            y.uses() or y.is_graph_output() for y in node.outputs[1:]
+        )
     if node.op_type != "AveragePool":
         return False
     ones = [*node.attributes.get_ints("kernel_shape", []), *node.attributes.get_ints("strides", [1])]

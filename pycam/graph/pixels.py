@@ -51,8 +51,8 @@ def embed_preprocess(graph: ir.Graph, image: ir.Value, pre: Preprocess, name: st
     shape = [batch, channels, *pre.size] if pre.layout == "NCHW" else [batch, *pre.size, channels]
     if any(isinstance(want, int) and want != made for want, made in zip(dims(image)[1:], shape[1:], strict=True)):
         raise InputError(
-            f"the preprocessing makes {shape} ({pre.channels}, {pre.layout}), but the input {image.name!r} of the model "
-            f"takes {list(dims(image))}"
+            f"the preprocessing makes {shape} ({pre.channels}, {pre.layout}), "
+            f"but the input {image.name!r} of the model takes {list(dims(image))}"
         )
     g = Builder(graph, prefix="pycam/preprocess")
     pixels = ir.Value(

@@ -4,7 +4,8 @@ They are what makes a GAP + linear tail collapse without a special case (CAM fal
 
 - `OneHot(i) · W = Gather(W, i)`: the gradient of one class score is a row of the weights;
 - `mean(expand(x)) = x`, `f(expand(x)) = expand(f(x))`: a gradient that is constant over positions stays small;
-- `mean_hw(reshape(x · W)) = x · mean_hw(W)`: the pooled gradient behind flatten + linear needs 1/HW of the weights.
+- `mean_hw(reshape(x · W)) = x · mean_hw(W)`: the pooled gradient behind flatten + linear needs 1/HW of the weights;
+- `sum(gradient of max-pool) = sum(dy)`: a max-pool only moves a gradient, so a sum over positions need not know where to.
 
 A peephole is a pure function of (builder, inputs, attributes); it returns None where it does not apply.
 """
@@ -60,6 +61,20 @@ def spread_of(x: ir.Value | None) -> tuple[ir.Value, ir.Value, Spread] | None:
     return small, shape, node.outputs[0].meta["spread"]
 
 
+class Moved(NamedTuple):
+    """What a rule leaves on a gradient that it only moved to other positions: each of `source` went to exactly one."""
+
+    source: ir.Value
+    source_sizes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def moved_from(x: ir.Value | None) -> Moved | None:
+    """Where the numbers of `x` come from, if they were only moved."""
+    found = x.meta.get("moved") if x is not None else None
+    return found if isinstance(found, Moved) else None
+
+
 def _covers(other: ir.Value, spread: Spread) -> bool:
     """Whether `other` has the stretched sizes itself, so that broadcasting against it stretches as well."""
     if other.shape is None or len(other.shape) < max(-a for a in spread.axes):
@@ -108,14 +123,23 @@ def reduce_mean(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Va
     found = spread_of(inputs[0])
     if found is not None:
         return found[0] if found[2].axes == axes else None
+    moved = moved_from(inputs[0])
+    if moved is not None and axes == tuple(range(-len(moved.sizes), 0)):
+        share = math.prod(moved.source_sizes) / math.prod(moved.sizes)
+        return g.Mul(g.ReduceMean(moved.source, inputs[1], keepdims=1), share)
     return _mean_of_linear(g, inputs[0], axes)
 
 
 def reduce_sum(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:
-    """`sum(expand(x)) = n · x` over the stretched axes."""
+    """`sum(expand(x)) = n · x` over the stretched axes; `sum(moved(x)) = sum(x)`."""
     axes = _negative_axes(inputs)
+    if axes is None or attributes.get("keepdims", 1) != 1:
+        return None
+    moved = moved_from(inputs[0])
+    if moved is not None and axes == tuple(range(-len(moved.sizes), 0)):
+        return g.ReduceSum(moved.source, inputs[1], keepdims=1)
     found = spread_of(inputs[0])
-    if axes is None or found is None or found[2].axes != axes or attributes.get("keepdims", 1) != 1:
+    if found is None or found[2].axes != axes:
         return None
     sizes = [s for s in found[2].sizes if isinstance(s, int)]
     return g.Mul(found[0], float(math.prod(sizes))) if len(sizes) == len(axes) else None

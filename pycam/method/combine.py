@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pycam.errors import MethodError
 from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
-from pycam.graph.simplify import expand, spread_of
+from pycam.graph.simplify import expand, moved_from, spread_of
 
 from .registry import CHANNELS, Method
 
@@ -54,7 +54,12 @@ def _split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.
     n, c, *positions = dims(a)
     found = spread_of(da)
     if found is None:
-        return g.Reshape(da, _vector(g, [count or 1, _size(n), c, *positions], a))
+        split = g.Reshape(da, _vector(g, [count or 1, _size(n), c, *positions], a))
+        moved = moved_from(da)
+        if moved is not None:
+            source = g.Reshape(moved.source, _vector(g, [count or 1, _size(n), c, *moved.source_sizes], a))
+            split.meta["moved"] = moved._replace(source=source)
+        return split
     small = g.Reshape(found[0], _vector(g, [count or 1, _size(n), c, 1, 1], a))
     return expand(g, small, _vector(g, [1, 1, 1, *positions], a), found[2])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
@@ -45,7 +46,9 @@ def describe_inputs(session: Any) -> tuple[Input, ...]:
     return tuple(Input(i.name, types.get(i.type), tuple(i.shape)) for i in session.get_inputs())
 
 
-def check_inputs(x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Input], image: str) -> dict[str, NDArray[Any]]:
+def check_inputs(
+    x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Input], image: str
+) -> dict[str, NDArray[Any]]:
     """{name: array} for every input of the graph but the targets.
 
     Args:
@@ -69,7 +72,7 @@ def check_inputs(x: ArrayLike | Mapping[str, ArrayLike], inputs: Sequence[Input]
     missing = [name for name in names if name not in x]
     if missing:
         raise InputError(f"the input {missing[0]!r} is missing; the model needs {', '.join(names)}")
-    return {i.name: _check_array(np.asarray(x[i.name]), i) for i in inputs}
+    return {i.name: _check_array(_array(x[i.name], i.name), i) for i in inputs}
 
 
 def check_targets(
@@ -94,7 +97,10 @@ def check_targets(
     if isinstance(targets, str):
         array = np.tile(np.array(_from_text(targets, classes, labels)), (images, 1))
     else:
-        array = np.asarray(targets)
+        try:
+            array = np.asarray(targets)
+        except ValueError:
+            raise TargetError(f"targets must be the same number for each image; got {targets!r}") from None
         if array.ndim == 0:
             array = np.full((images, 1), array)
         if array.ndim == 1:
@@ -102,7 +108,7 @@ def check_targets(
     if array.dtype.kind not in "iu" or array.size == 0:
         raise TargetError(f"targets must be integers, one or more per image; got {array.dtype} of shape {array.shape}")
     if array.ndim != 2 or len(array) != images:
-        shape = np.shape(targets)  # type: ignore[arg-type]
+        shape = np.shape(targets)
         hint = f"; for several classes of one image write [[{', '.join(map(str, array[:, 0]))}]]" if images == 1 else ""
         raise TargetError(f"{images} image(s) need targets of shape ({images},) or ({images}, K); got {shape}{hint}")
     deepest = min(DEEPEST, classes or DEEPEST)
@@ -125,9 +131,9 @@ def _best(images: int) -> NDArray[np.int64]:
 
 def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[int]:
     """Classes of one image: "top3" → −1, −2, −3; "281" → 281; a label → its class."""
-    if text.startswith("top") and text[3:].isdigit() and int(text[3:]) > 0:
-        return list(range(-1, -1 - min(int(text[3:]), classes or DEEPEST), -1))
-    if text.lstrip("-").isdigit():
+    if best := re.fullmatch("top([1-9][0-9]*)", text):
+        return list(range(-1, -1 - min(int(best[1]), classes or DEEPEST), -1))
+    if re.fullmatch("-?[0-9]+", text):
         return [int(text)]
     found = [i for i, label in enumerate(labels) if label.lower() == text.lower()]
     if found:
@@ -138,6 +144,13 @@ def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[in
             "give a class number or 'top3'"
         )
     raise TargetError(f"no class is called {text!r}; nearest: {nearest(text, labels)}")
+
+
+def _array(x: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"the input {name!r} is not an array: {error}") from None
 
 
 def _check_array(array: NDArray[Any], info: Input) -> NDArray[Any]:

@@ -79,6 +79,26 @@ class Spec:
             found = json.loads(metadata[KEY])
             known = {f.name for f in fields(cls)}
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
-            return cls(**values)
+            spec = cls(**values)
+            _check(spec)
+            return spec
         except (ValueError, TypeError, AttributeError) as error:
             raise ModelError(f"the explain graph's own description cannot be read ({error}): export it again") from None
+
+
+def _check(spec: Any) -> None:
+    """Raise ValueError where a field is not of its type, or fields contradict each other."""
+    rows = (spec.layers, spec.modules, spec.outputs, spec.raw, spec.notes)
+    texts = [spec.method, spec.image, spec.targets, spec.explained, spec.score, *(t for row in rows for t in row)]
+    sound = {
+        "layout": spec.layout in ("NCHW", "NHWC"),
+        "classes": spec.classes is None or type(spec.classes) is int,
+        "layers": all(type(row) is tuple for row in rows) and len(spec.layers) == len(spec.modules) > 0,
+        "raw": len(spec.raw) in ((0, len(spec.layers)) if spec.heatmaps is not None else (len(spec.layers),)),
+        "heatmaps": spec.heatmaps is None or type(spec.heatmaps) is str,
+        "names": all(type(text) is str for text in texts),
+        "many": type(spec.many) is bool and type(spec.probabilities) is bool,
+    }
+    wrong = [name for name, fine in sound.items() if not fine]
+    if wrong:
+        raise ValueError(f"wrong {', '.join(wrong)}")

@@ -182,6 +182,14 @@ def test_quantisation_is_passed_straight_through(check: Any) -> None:
     assert check.gradient(body, inputs, **options).tolist() == [-1, 0, 2]  # 2·d, at the quantised d
 
 
+def test_a_saturated_value_has_no_gradient(check: Any) -> None:
+    """The quantiser's range does the work of a ReLU6 that it absorbed."""
+    body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
+    weights = {"s": np.array(0.5), "z": np.array(0, np.uint8)}
+    slope = check.gradient(body, {"x": np.array([-1.0, 0.0, 0.5, 100.0, 200.0])}, **{"weights": weights})
+    assert slope.tolist() == [0, 0, 1, 1, 0]
+
+
 @pytest.mark.parametrize("op", ["Sign", "Floor", "Ceil", "Round"])
 def test_steps_carry_no_gradient(check: Any, op: str) -> None:
     """Beside another path they add nothing; as the only path they are none."""

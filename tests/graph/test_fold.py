@@ -95,7 +95,9 @@ def test_a_normalisation_that_is_an_output_keeps_its_name(text_model: Any, draw:
 def test_a_normalisation_without_a_convolution_stays(text_model: Any, draw: Any) -> None:
     arrays: dict[str, Any] = {name: draw(4, seed=i) for i, name in enumerate(("gamma", "beta", "mean"))}
     body = "a = Relu(x) y = BatchNormalization(a, gamma, beta, mean, variance)"
-    model = text_model(f"(float[N, 4, 6, 7] x) => (float[N, 4, 6, 7] y) {{ {body} }}", variance=np.ones(4, np.float32), **arrays)
+    model = text_model(
+        f"(float[N, 4, 6, 7] x) => (float[N, 4, 6, 7] y) {{ {body} }}", variance=np.ones(4, np.float32), **arrays
+    )
     assert ops(folded(model)) == ["Relu", "BatchNormalization"]
 
 

@@ -78,7 +78,7 @@ def test_what_is_no_model(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"model\.onnx.*(not an ONNX|is empty|no graph)"):
         load(path)
-    with pytest.raises(ModelError, match="the bytes.*(not an ONNX|no graph)"):
+    with pytest.raises(ModelError, match=r"the bytes.*(not an ONNX|no graph)"):
         load(content)
 
 

@@ -21,7 +21,8 @@ Net = Callable[..., onnx.ModelProto]
 
 def graph_with(*shapes: list[int | str | None]) -> ir.Graph:
     inputs = [
-        ir.Value(name=f"x{i}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)) for i, shape in enumerate(shapes)
+        ir.Value(name=f"x{i}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
+        for i, shape in enumerate(shapes)
     ]
     return ir.Graph(inputs, [], nodes=[], opset_imports={"": 21}, name="g")
 
@@ -131,7 +132,9 @@ def _nhwc(pre: pycam.Preprocess) -> pycam.Preprocess:
         ({"channels": "L", "mean": (0.0,), "std": (1.0,)}, r"makes \['N', 1, 16, 16\] \(L, NCHW\)"),
     ],
 )
-def test_preprocessing_that_does_not_fit_the_model(cnn: Net, tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_preprocessing_that_does_not_fit_the_model(
+    cnn: Net, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
     fields: dict[str, Any] = {"size": (16, 16), "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
     with pytest.raises(InputError, match=message):
         pycam.export(cnn(), tmp_path / "explain.onnx", preprocess=pycam.Preprocess(**(fields | change)))

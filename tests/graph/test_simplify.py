@@ -83,7 +83,9 @@ def test_results_equal_the_computation_without_peepholes(
 Build = Callable[[Builder, dict[str, ir.Value]], ir.Value]
 
 
-def compute(build: Build, feeds: dict[str, np.ndarray], forward: Any, symbols: Sequence[str] = ()) -> tuple[Any, list[str]]:
+def compute(
+    build: Build, feeds: dict[str, np.ndarray], forward: Any, symbols: Sequence[str] = ()
+) -> tuple[Any, list[str]]:
     """What `build` makes of graph inputs, and the ops that it took.  Inputs in `symbols` have symbolic sizes."""
     inputs = {}
     for name, array in feeds.items():
@@ -121,14 +123,28 @@ def spread(g: Builder, x: ir.Value, height: int = 4, width: int = 5) -> ir.Value
 
 @pytest.mark.parametrize("op", ["Relu", "Neg", "Abs", "Sign"])
 def test_a_function_of_a_stretched_value(draw: Any, same: Any, op: str) -> None:
-    ops = same(lambda g, v: g.ReduceMean(getattr(g, op)(spread(g, v["x"])), [-2, -1], keepdims=1), {"x": draw(2, 3, 1, 1)})
+    ops = same(
+        lambda g, v: g.ReduceMean(getattr(g, op)(spread(g, v["x"])), [-2, -1], keepdims=1), {"x": draw(2, 3, 1, 1)}
+    )
     assert ops == [op]
 
 
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div"])
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5), (4, 5), (2, 3, 1, 1), (2, 3, 1, 5), (2, 3, 4, 1), (1,), (3, 1, 1), (7, 1, 1, 4, 5)]
+    "shape",
+    [
+        (2, 3, 4, 5),
+        (1, 3, 4, 5),
+        (2, 1, 4, 5),
+        (4, 5),
+        (2, 3, 1, 1),
+        (2, 3, 1, 5),
+        (2, 3, 4, 1),
+        (1,),
+        (3, 1, 1),
+        (7, 1, 1, 4, 5),
+    ],
 )
 def test_a_stretched_value_and_another(draw: Any, same: Any, op: str, swap: bool, shape: tuple[int, ...]) -> None:
     """The stretching may be left out only where the partner is as large itself."""
@@ -142,7 +158,9 @@ def test_a_stretched_value_and_another(draw: Any, same: Any, op: str, swap: bool
     assert ("Expand" in ops) == (shape[-2:] != (4, 5))
 
 
-@pytest.mark.parametrize("constant", [2.0, np.float32([[[[3.0]]]]), np.float32(np.arange(1, 6)), np.float32([[1], [2], [3], [4]])])
+@pytest.mark.parametrize(
+    "constant", [2.0, np.float32([[[[3.0]]]]), np.float32(np.arange(1, 6)), np.float32([[1], [2], [3], [4]])]
+)
 def test_a_stretched_value_and_a_constant(draw: Any, same: Any, constant: Any) -> None:
     def build(g: Builder, v: dict[str, ir.Value]) -> ir.Value:
         return g.ReduceSum(g.Mul(spread(g, v["x"]), constant), [-2, -1], keepdims=1)

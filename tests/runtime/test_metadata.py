@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 import pycam.image
 from pycam.errors import ModelError
-from pycam.runtime import metadata
+from pycam.runtime import wire
 from pycam.runtime.metadata import LABELS, PREPROCESS, read_metadata
 
 ASSETS = Path(pycam.image.__file__).with_name("assets")
@@ -87,14 +87,14 @@ def test_the_weights_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         file.seek(size, os.SEEK_CUR)
         file.write(field(14, 2, b"\x06\x0a\x01k\x12\x01v"))
     steps = 0
-    varint: Callable[..., tuple[int, int]] = metadata._varint
+    varint: Callable[..., tuple[int, int]] = wire._varint
 
     def counted(*arguments: object) -> tuple[int, int]:
         nonlocal steps
         steps += 1
         return varint(*arguments)
 
-    monkeypatch.setattr(metadata, "_varint", counted)
+    monkeypatch.setattr(wire, "_varint", counted)
     assert read_metadata(path) == {"k": "v"}
     assert steps < 20
 
