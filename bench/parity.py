@@ -178,7 +178,7 @@ def summary(rows: Sequence[Row]) -> str:
         count = Counter(row.status for row in group)
         lines.append([name, exporter, *worst, count["ok"], count["ill"], count["kink"], count["FAIL"] + count["ERROR"]])
     text = report.table(
-        ["model", "exporter", "worst raw, relative", "worst heatmap, absolute", "ok", "ill-conditioned", "failed"],
+        ["model", "exporter", "worst raw, relative", "worst heatmap, absolute", "ok", "ill", "kink", "failed"],
         lines,
     )
     others = [row for row in rows if row.status != "ok"]

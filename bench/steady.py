@@ -43,7 +43,7 @@ def unsteadiness(name: str, model: torch.nn.Module, exact_model: torch.nn.Module
     for draw in range(DRAWS):
         batch = torch.cat([x, nudge(x, draw)])  # two images: batches of one and of two are rounded differently, too
         moved = models.gradients(model, batch, top.repeat(2), layer)[0][1]
-        worst = max(worst, (moved - still).norm(dim=(1, 2, 3)).max().item() / still.norm().item())
+        worst = max(worst, (moved - still).flatten(1).norm(dim=1).max().item() / still.norm().item())
         if worst > STILL:
             return worst
     exact = models.gradients(exact_model, x.double(), top, layer)[0][1]

@@ -41,6 +41,12 @@ TAILS = {
         hidden = Gemm<transB = 1>(flat, w_wide)
         active = Relu(hidden)
         logits = Gemm<transB = 1>(active, w_last, b_fc)""",
+    "pooled": """
+        pooled = MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>(features)
+        flat = Flatten(pooled)
+        hidden = Gemm<transB = 1>(flat, w_pooled)
+        active = Relu(hidden)
+        logits = Gemm<transB = 1>(active, w_last, b_fc)""",
     "conv": """
         more = Conv<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(features, w_conv3)
         active = Relu(more)
@@ -79,6 +85,7 @@ def weights(tail: str = "gap", seed: int = 0) -> dict[str, np.ndarray]:
         "w_flat": draw(CLASSES, CHANNELS * 64),
         "b_fc": draw(CLASSES),
         "w_wide": draw(16, CHANNELS * 64, scale=2.0),
+        "w_pooled": draw(16, CHANNELS * 16, scale=2.0),
         "w_last": draw(CLASSES, 16),
     }
 

@@ -49,3 +49,12 @@ def test_a_mask_that_is_not_contiguous() -> None:
     mask[1:4, 2:7] = True
     assert largest_box(mask.T) == (1, 2, 4, 7)
     assert largest_box(mask[::-1]) == (2, 2, 7, 5)
+
+
+def test_of_equal_components_the_first_in_reading_order_counts() -> None:
+    """A cup, whose arms meet only at its bottom, around a block of as many pixels."""
+    mask = np.zeros((11, 7), dtype=bool)
+    mask[:, [0, 6]] = mask[10] = mask[:9, 2:5] = True
+    labels, _ = ndimage.label(mask)
+    assert (labels == 1).sum() == (labels == 2).sum() == 27
+    assert largest_box(mask) == (0, 0, 7, 11)

@@ -5,7 +5,7 @@ They are what makes a GAP + linear tail collapse without a special case (CAM fal
 - `OneHot(i) · W = Gather(W, i)`: the gradient of one class score is a row of the weights;
 - `mean(expand(x)) = x`, `f(expand(x)) = expand(f(x))`: a gradient that is constant over positions stays small;
 - `mean_hw(reshape(x · W)) = x · mean_hw(W)`: the pooled gradient behind flatten + linear needs 1/HW of the weights;
-- `sum(gradient of max-pool) = sum(dy)`: a max-pool only moves a gradient, so a sum over positions need not know where to.
+- `sum(gradient of max-pool) = sum(dy)`: a max-pool only moves a gradient, so a sum need not know where to.
 
 A peephole is a pure function of (builder, inputs, attributes); it returns None where it does not apply.
 """

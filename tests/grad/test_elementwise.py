@@ -186,7 +186,7 @@ def test_a_saturated_value_has_no_gradient(check: Any) -> None:
     """The quantiser's range does the work of a ReLU6 that it absorbed."""
     body = "q = QuantizeLinear(x, s, z) y = DequantizeLinear(q, s, z)"
     weights = {"s": np.array(0.5), "z": np.array(0, np.uint8)}
-    slope = check.gradient(body, {"x": np.array([-1.0, 0.0, 0.5, 100.0, 200.0])}, **{"weights": weights})
+    slope = check.gradient(body, {"x": np.array([-1.0, 0.0, 0.5, 100.0, 200.0])}, weights=weights)
     assert slope.tolist() == [0, 0, 1, 1, 0]
 
 

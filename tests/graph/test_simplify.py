@@ -54,13 +54,21 @@ def test_flattening_and_a_linear_layer_need_the_mean_of_the_weights(cnn: Net, cn
     assert "w_wide" not in used
 
 
+def test_a_sum_need_not_know_where_a_max_pool_moved_the_gradient_to(cnn: Net) -> None:
+    graph = compile_model(cnn("pooled"), layer="features", outputs=["raw"])
+    assert not graph.repeats
+    assert [tuple(t.dims) for t in graph.model.graph.initializer if t.name.startswith("pycam/")].count((16, 6)) == 1
+    assert not added(graph.model, "MaxPool")
+    assert not added(graph.model, "Equal")
+
+
 def test_flattening_and_one_linear_layer_need_a_row_of_the_weights(cnn: Net) -> None:
     model = compile_model(cnn("flatten"), outputs=["raw"]).model
     assert ["w_flat" in node.input for node in added(model, "Gather")] == [True]
     assert not added(model, "OneHot")
 
 
-@pytest.mark.parametrize("tail", ["gap", "mean", "flatten", "vgg", "mlp", "conv"])
+@pytest.mark.parametrize("tail", ["gap", "mean", "flatten", "vgg", "pooled", "mlp", "conv"])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("many", [True, False])
 def test_results_equal_the_computation_without_peepholes(
