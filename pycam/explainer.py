@@ -47,6 +47,9 @@ class Explainer:
         inputs: The graph's inputs but the targets, (name, dtype, shape).
         preprocess: How to prepare pictures, if the model says so (metadata `pycam.preprocess`), else None.
 
+    A model given as a path is not read into memory: its weights are mapped from the file, so replace a file that is in
+    use by renaming a new one over it, never by writing into it (or give `path.read_bytes()`).
+
     Raises:
         PycamError: see `pycam.errors`.
 
@@ -71,16 +74,17 @@ class Explainer:
         self._lock = threading.Lock()
         self._compile: dict[str, Any] | None = None
         metadata = _metadata(model)
-        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
         spec = Spec.from_metadata(metadata)
         if spec is None:
             self._head = None if head == "graph" else pick(head)
             outputs = ("scores", "raw") if self._head is not None else OUTPUTS
+            self._signature = _signature(model)
             self._compile = {"source": model, "method": method, "layer": layer, "output": output, "outputs": outputs}
             self._one, self._many = self._build()
         else:
             _check_exported(spec, method, layer, output, head)
             self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
+            source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
             self._one = Program(make_session(source, **self._options), spec)
             _check_names(self._one)
             self._many = self._one if spec.many else None
@@ -174,6 +178,11 @@ class Explainer:
         """The program for several targets, compiled when first needed; None where each target needs its own run."""
         with self._lock:
             if self._many is None and self._compile is not None:
+                if _signature(self._compile["source"]) != self._signature:
+                    raise ModelError(
+                        f"the model {os.fspath(self._compile['source'])!r} has changed since this Explainer was made: "
+                        "make a new one"
+                    )
                 try:
                     self._many = self._program(self._compiled(many=True))
                 except BatchAxisError:
@@ -205,6 +214,15 @@ class Program:
             given = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
             raise InputError(f"the model cannot run on {given}: {error}") from error
         return dict(zip(self.spec.returned, arrays, strict=True))
+
+
+def _signature(model: object) -> tuple[int, ...]:
+    """What tells a model file from one that took its place; () for a model in memory or a file that is gone."""
+    try:
+        found = os.stat(model) if isinstance(model, (str, os.PathLike)) else None
+    except OSError:
+        found = None
+    return (found.st_ino, found.st_size, found.st_mtime_ns) if found is not None else ()
 
 
 def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:

@@ -208,8 +208,14 @@ def fold_constants(model: ir.Model) -> None:
             graph.remove(node, safe=True)
 
 
+_NEVER_FOLDED = {
+    *("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"),  # chance
+    *("SequenceConstruct", "SequenceInsert", "SplitToSequence", "Optional"),  # no array to put in their place
+}
+
+
 def _foldable(node: ir.Node, known: set[ir.Value]) -> bool:
-    if node.domain != "" or node.op_type in ("RandomNormal", "RandomUniform", "Constant"):
+    if node.domain != "" or node.op_type in _NEVER_FOLDED:
         return False
     if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
         return False

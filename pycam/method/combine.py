@@ -122,5 +122,6 @@ def _vector(g: Builder, sizes: Sequence[int | str | ir.Value], a: ir.Value) -> i
         if not isinstance(size, int):
             break
         tail.insert(0, size)
-    shape.meta["tail"] = tail  # peepholes see the known sizes
+    if 0 not in sizes:  # 0 copies a size from what is reshaped: a peephole must not exchange that
+        shape.meta["tail"] = tail
     return shape
