@@ -492,15 +492,14 @@ def test_saving(cnn: Net, images: np.ndarray, tmp_path: Path) -> None:
     assert np.array_equal(overlay[32:, :16], result.overlay(pictures)[2, 0])
 
 
-def test_a_replaced_model_is_noticed(cnn: Net, tmp_path: Path) -> None:
+def test_a_replaced_model_is_noticed(cnn: Net, images: np.ndarray, tmp_path: Path) -> None:
     """The graph for several targets is compiled when it is first needed: it must be of the same model."""
     path = tmp_path / "m.onnx"
-    path.write_bytes(cnn("conv", height=96, width=96).SerializeToString())
+    path.write_bytes(cnn("turned").SerializeToString())
     explainer = pycam.Explainer(path, layer="features")
-    x = np.zeros((1, 3, 96, 96), np.float32)
-    explainer(x)
+    explainer(images)
     other = tmp_path / "other.onnx"
-    other.write_bytes(cnn("conv", height=96, width=96, seed=1).SerializeToString())
+    other.write_bytes(cnn("turned", seed=1).SerializeToString())
     other.replace(path)
     with pytest.raises(ModelError, match="has changed since this Explainer was made"):
-        explainer(x, "top3")
+        explainer(images, "top3")
