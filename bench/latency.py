@@ -120,23 +120,26 @@ def measure(
     x = images.numpy()
     plain = forward(path, x, threads)
     classes = np.argsort(-plain()[0], axis=1)[:, :MANY].astype(np.int64)
-    contenders: dict[str, Call] = {}
-    if with_pycam:
-        contenders["pycam"] = make_pycam(path, layer, x, classes[:, :1], threads)
+    pairs = []
+
+    def compare(base: str, base_call: Call, other: str, call: Call, limit: float) -> None:
+        pairs.append(Pair(name, threads, batch, base, other, *alternate(base_call, call, rounds, limit)))
+        print(pairs[-1].text(), flush=True)
+
+    ours: dict[str, Call] = {}
+    if with_pycam:  # before the peers are made: no service that runs a plain session has them in its memory
+        ours["pycam"] = make_pycam(path, layer, x, classes[:, :1], threads)
+        if batch == 1:
+            ours[f"pycam, {MANY} classes"] = make_pycam(path, layer, x, classes, threads)
+    for other, call in ours.items():
+        compare("forward", plain, other, call, seconds)
     if with_peers:
         model = models.build(name)
-        contenders |= {peer: make(model, layer, images, classes[:, 0]) for peer, make in peers.PEERS.items()}
-        check_same(contenders)
-    if with_pycam and batch == 1:
-        contenders[f"pycam, {MANY} classes"] = make_pycam(path, layer, x, classes, threads)
-    pairs = []
-    for other, call in contenders.items():
-        is_peer = other in peers.PEERS
-        base = "pycam" if is_peer and with_pycam else "forward"
-        base_call = contenders["pycam"] if base == "pycam" else plain
-        figures = alternate(base_call, call, rounds, seconds / 2 if is_peer else seconds)
-        pairs.append(Pair(name, threads, batch, base, other, *figures))
-        print(pairs[-1].text(), flush=True)
+        theirs = {peer: make(model, layer, images, classes[:, 0]) for peer, make in peers.PEERS.items()}
+        check_same(theirs | {k: call for k, call in ours.items() if k == "pycam"})
+        base, base_call = ("pycam", ours["pycam"]) if with_pycam else ("forward", plain)
+        for other, call in theirs.items():
+            compare(base, base_call, other, call, seconds / 2)
     return pairs
 
 

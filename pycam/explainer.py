@@ -123,7 +123,7 @@ class Explainer:
         wanted = self.target if targets is None else targets
         chosen = check_targets(wanted, len(image), self.spec.classes, self.labels)
         spec, outputs = self._run(feeds, chosen)
-        height, width = (image.shape[axis] for axis in ((2, 3) if spec.layout == "NCHW" else (1, 2)))
+        height, width = image.shape[2:] if spec.layout == "NCHW" else image.shape[1:3]
         raws = [outputs[name] for name in spec.raw]
         if self._head is not None:
             try:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from .builder import PREFIX, Builder
-from .normalise import fold_constants
+from .constants import fold_constants
 
 
 def add_output(

@@ -26,16 +26,15 @@ class NativeHead:
         self, raws: Sequence[NDArray[np.float32]], size: tuple[int, int]
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """See `Head.finish`."""
-        shapes = [np.shape(raw) for raw in raws]
-        if not shapes or any(len(shape) != 4 or shape[:2] != shapes[0][:2] for shape in shapes):
-            raise ValueError(f"raws: expected one array (N, K, h, w) per layer with the same N and K, found {shapes}")
-        images, classes = shapes[0][:2]
-        flattened = [
-            np.ascontiguousarray(raw, np.float32).reshape(images * classes, *shape[2:])
-            for raw, shape in zip(raws, shapes, strict=True)
-        ]
+        lead = raws[0].shape[:2] if len(raws) else ()
+        flattened = []
+        for raw in raws:
+            if raw.ndim != 4 or raw.shape[:2] != lead:
+                shapes = [found.shape for found in raws]
+                raise ValueError(f"raws: expected arrays (N, K, h, w), with the same N and K per layer, found {shapes}")
+            flattened.append(np.ascontiguousarray(raw, np.float32).reshape(lead[0] * lead[1], *raw.shape[2:]))
         maps, flat = self.native_finish(flattened, *size)
-        return maps.reshape(images, classes, *size), flat.reshape(images, classes)
+        return maps.reshape(*lead, *size), flat.reshape(lead)
 
     def overlay(
         self, images: NDArray[np.uint8], maps: NDArray[np.float32], lut: NDArray[np.uint8], alpha: float

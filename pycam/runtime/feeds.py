@@ -112,8 +112,10 @@ def check_targets(
         hint = f"; for several classes of one image write [[{', '.join(map(str, array[:, 0]))}]]" if images == 1 else ""
         raise TargetError(f"{images} image(s) need targets of shape ({images},) or ({images}, K); got {shape}{hint}")
     deepest = min(DEEPEST, classes or DEEPEST)
-    if array.min() < -deepest or (classes is not None and array.max() >= classes):
-        wrong = int(array.min() if array.min() < -deepest else array.max())
+    values = array.ravel().tolist()  # few: Python's min and max are quicker than numpy's
+    low, high = min(values), max(values)
+    if low < -deepest or (classes is not None and high >= classes):
+        wrong = low if low < -deepest else high
         known = f"0 to {classes - 1}" if classes is not None else "0 and up"
         raise TargetError(
             f"class {wrong} is out of range: this model's classes are {known}, and −1 (the best one) "
