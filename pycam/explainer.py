@@ -70,6 +70,8 @@ class Explainer:
         head: str | None = None,
         output: str | None = None,
     ) -> None:
+        if isinstance(model, (str, os.PathLike)):
+            model = os.path.abspath(model)  # it may be read again, from wherever the process is then
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
         self._lock = threading.Lock()
         self._compile: dict[str, Any] | None = None

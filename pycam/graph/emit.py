@@ -9,6 +9,8 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+from pycam.errors import ModelError
+
 from .builder import PREFIX, Builder
 from .constants import fold_constants
 
@@ -24,6 +26,9 @@ def add_output(
     graph.outputs.append(output)
 
 
+_PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of weights; the rest is room for the graph
+
+
 def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_alone: bool) -> onnx.ModelProto:
     """Fold what became constant, drop what nobody reads, and make a protobuf.
 
@@ -37,6 +42,12 @@ def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_
     model.producer_name, model.producer_version = "pycam", _version()
     model.metadata_props.update(metadata or {})
     if stand_alone:
+        size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
+        if size > _PROTOBUF_LIMIT:
+            raise ModelError(
+                f"the weights take {size / 1e9:.1f} GB, and a protobuf file holds 2 GB: run the model with "
+                "an Explainer made from its path, which leaves the weights where they are"
+            )
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(value.const_value.numpy(), name=value.name)

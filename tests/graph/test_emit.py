@@ -1,0 +1,45 @@
+"""What is emitted: weights inside or left where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from pycam.compile import compile_model
+from pycam.errors import ModelError
+from pycam.runtime.session import make_session
+
+Net = Callable[..., onnx.ModelProto]
+
+
+def locations(model: onnx.ModelProto) -> set[str]:
+    return {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
+
+
+def test_weights_stay_in_the_file_or_are_read_in(cnn: Net, images: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(cnn("flatten").SerializeToString())
+    referring, whole = (compile_model(path, outputs=["raw"], stand_alone=alone) for alone in (False, True))
+    assert locations(referring.model) == {"model.onnx"}  # relative, so that the folder may move
+    assert locations(whole.model) == set()
+    assert referring.model.ByteSize() < whole.model.ByteSize() - 30_000  # of 30,720 in the linear layer
+    feeds = {"x": images, "targets": np.full((len(images), 1), -1)}
+    runs = [
+        make_session(graph.model.SerializeToString(), folder=graph.folder).run(["raw"], feeds)[0]
+        for graph in (referring, whole)
+    ]
+    np.testing.assert_array_equal(runs[0], runs[1])
+
+
+def test_weights_beyond_the_limit_of_protobuf_are_refused(cnn: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a smaller limit: nobody wants a test with 2 GB of weights."""
+    monkeypatch.setattr("pycam.graph.emit._PROTOBUF_LIMIT", 1000)
+    with pytest.raises(
+        ModelError, match=r"the weights take .* GB, and a protobuf file holds 2 GB: run the model with an Explainer"
+    ):
+        compile_model(cnn("gap"))
+    compile_model(cnn("gap"), stand_alone=False)
