@@ -15,6 +15,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -141,6 +142,15 @@ def measure(
         for other, call in theirs.items():
             compare(base, base_call, other, call, seconds / 2)
     return pairs
+
+
+def in_fresh_process(name: str, threads: int, batch: int, argv: Sequence[str]) -> list[Pair]:
+    """`measure` in a process of its own: what other models and peers leave in memory slows the next call down."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pairs.json"
+        case = ["--models", name, "--threads", str(threads), "--batches", str(batch), "--pairs", str(file)]
+        subprocess.run([sys.executable, "-m", "bench.latency", *argv, *case], check=True)  # the later option counts
+        return [Pair(**pair) for pair in json.loads(file.read_text())]
 
 
 # Fresh processes: peak memory and compile time. Each snippet prints one JSON object; peak() is the largest resident
@@ -323,22 +333,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--no-pycam", action="store_true", help="the peers against the plain forward")
     parser.add_argument("--no-memory", action="store_true", help="skip peak memory and compile time")
+    parser.add_argument(
+        "--pairs", metavar="FILE", help="measure here, write the pairs to FILE as JSON, and nothing else"
+    )
     parser.add_argument("--write", action="store_true", help="write the tables to bench/RESULTS.md")
     options = parser.parse_args(argv)
 
-    pairs: list[Pair] = []
-    for name in options.models:
-        for threads in options.threads:
-            for batch in options.batches:
-                arguments = (
-                    threads,
-                    batch,
-                    options.rounds,
-                    options.seconds,
-                    not options.no_peers,
-                    not options.no_pycam,
-                )
-                pairs += measure(name, options.exporter, *arguments)
+    cases = [(name, t, b) for name in options.models for t in options.threads for b in options.batches]
+    settings = (options.rounds, options.seconds, not options.no_peers, not options.no_pycam)
+    if options.pairs:
+        pairs = [pair for name, t, b in cases for pair in measure(name, options.exporter, t, b, *settings)]
+        Path(options.pairs).write_text(json.dumps([asdict(pair) for pair in pairs]))
+        return 0
+    pairs = [pair for case in cases for pair in in_fresh_process(*case, sys.argv[1:] if argv is None else argv)]
     peaks: dict[str, dict[str, float]] = {}
     compiled: dict[str, float] = {}
     if not (options.no_memory or options.no_pycam):
