@@ -27,12 +27,11 @@ class NativeHead:
     ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """See `Head.finish`."""
         lead = raws[0].shape[:2] if len(raws) else ()
-        flattened = []
-        for raw in raws:
-            if raw.ndim != 4 or raw.shape[:2] != lead:
-                shapes = [found.shape for found in raws]
-                raise ValueError(f"raws: expected arrays (N, K, h, w), with the same N and K per layer, found {shapes}")
-            flattened.append(np.ascontiguousarray(raw, np.float32).reshape(lead[0] * lead[1], *raw.shape[2:]))
+        if not lead or any(raw.ndim != 4 or raw.shape[:2] != lead for raw in raws):
+            shapes = [raw.shape for raw in raws]
+            raise ValueError(f"raws: expected one array (N, K, h, w) per layer with the same N and K, found {shapes}")
+        count = lead[0] * lead[1]
+        flattened = [np.ascontiguousarray(raw, np.float32).reshape(count, *raw.shape[2:]) for raw in raws]
         maps, flat = self.native_finish(flattened, *size)
         return maps.reshape(*lead, *size), flat.reshape(lead)
 
