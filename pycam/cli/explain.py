@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pycam.preprocess import Preprocess
 
 HELP = "explain photos"
-SECONDS, TURN = 1.0, 5  # how long to measure the times, and how many calls in a row
+SECONDS = 0.5  # how long to measure a time
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +82,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.labels:
         explainer.labels = _read_labels(arguments.labels)
     pre = _preprocess(preprocess_of(explainer), arguments.mean, arguments.std)
-    forward = _forward(model, explainer, arguments) if len(images) == 1 else None
     if not arguments.json:
         for note in explainer.spec.notes:
             print(f"note: {note}")
     failed = 0
     for path, out in progress(list(zip(images, outs, strict=True))):
         try:
-            report = _explain(path, out, explainer, pre, forward, arguments)
+            report = _explain(path, out, explainer, pre, arguments, model if len(images) == 1 else None)
         except PycamError as error:
             failed += 1
             print(f"pycam: {path}: {error}", file=sys.stderr)
@@ -105,18 +104,21 @@ def _explain(
     out: Path,
     explainer: Explainer,
     pre: Preprocess,
-    forward: Callable[[dict[str, Any]], Any] | None,
     arguments: argparse.Namespace,
+    timed: Any,
 ) -> dict[str, Any]:
-    """Explain one photo, write its picture, and report."""
+    """Explain one photo, write its picture, and report; `timed`: the model to measure beside it, or None."""
     from pycam.api import feed
     from pycam.image import crop, read, write
     from pycam.picture import picture
 
     photo = crop(read(path), pre)
     x = feed(explainer, photo, pre)
+    forward = _forward_ms(timed, explainer, x, arguments) if timed is not None else None
+    start = time.perf_counter()
     result = explainer(x, arguments.target)
-    times = _times(explainer, forward, x)
+    taken = 1e3 * (time.perf_counter() - start) if timed is None else _median_ms(lambda: explainer(x))
+    times = {"explanation": taken} | ({"forward": forward} if forward is not None else {})
     scores = _scores(explainer, result)
     report: dict[str, Any] = {
         "photo": str(path),
@@ -191,29 +193,24 @@ def _top(explainer: Explainer, scores: NDArray[Any] | None, count: int = 5) -> l
     return [(labels[i] if i < len(labels) else f"class {i}", float(scores[i])) for i in order]
 
 
-def _times(explainer: Explainer, forward: Callable[[dict[str, Any]], Any] | None, x: Any) -> dict[str, float]:
-    """Milliseconds, medians: the plain forward pass, and the explanation of the top class.
+def _median_ms(call: Callable[[], Any]) -> float:
+    """Median time of a call in milliseconds, over about SECONDS, after one to warm up."""
+    call()
+    taken: list[float] = []
+    end = time.perf_counter() + SECONDS
+    while not taken or time.perf_counter() < end:
+        start = time.perf_counter()
+        call()
+        taken.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(taken)
 
-    The two take turns, a few calls at a time: the first call of a turn does not count, because the idle threads of the
-    other session still hold a core then.
+
+def _forward_ms(model: Any, explainer: Explainer, x: Any, arguments: argparse.Namespace) -> float | None:
+    """The plain forward pass, to compare with; None where only the explain graph is at hand.
+
+    Its session must be gone before the explanation is timed, and come before it: the idle threads of one session go on
+    spinning for a while and take the core from the other's.
     """
-    runs: dict[str, Callable[[], Any]] = {"explanation": lambda: explainer(x)}
-    if forward is not None:
-        runs = {"forward": lambda: forward(x), **runs}
-    taken: dict[str, list[float]] = {name: [] for name in runs}
-    end = time.perf_counter() + (SECONDS if forward is not None else 0)
-    while not all(taken.values()) or time.perf_counter() < end:
-        for name, call in runs.items():
-            for turn in range(TURN):
-                start = time.perf_counter()
-                call()
-                if turn:
-                    taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(values) for name, values in taken.items()}
-
-
-def _forward(model: Any, explainer: Explainer, arguments: argparse.Namespace) -> Callable[[Any], Any] | None:
-    """The model alone, to compare with; None where only its explain graph is at hand."""
     from pycam.compile import forward_model
     from pycam.runtime.metadata import read_metadata
     from pycam.runtime.session import make_session
@@ -223,7 +220,7 @@ def _forward(model: Any, explainer: Explainer, arguments: argparse.Namespace) ->
         return None
     proto, folder = forward_model(model)
     session = make_session(proto.SerializeToString(), arguments.provider, arguments.threads, folder)
-    return lambda x: session.run(None, {explainer.spec.image: x})
+    return _median_ms(lambda: session.run(None, {explainer.spec.image: x}))
 
 
 def _plan_outputs(images: Sequence[Path], out: str | None) -> list[Path]:
