@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pycam.errors import BatchAxisError, UnsupportedOpError
 from pycam.graph.builder import Builder, constant_of
@@ -92,7 +93,7 @@ class Call:
         """Forward output `i`."""
         return self.repeat(self.node.outputs[i])
 
-    def const(self, i: int) -> np.ndarray | None:
+    def const(self, i: int) -> NDArray[Any] | None:
         """Input `i` as an array if it is known at compile time, else None (also where it is left out)."""
         return constant_of(self.node.inputs[i]) if self.has(i) else None
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pycam.graph.builder import Builder
 
@@ -60,7 +63,7 @@ def bias(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.ReduceSum(dy, [0, *range(2, n.rank(0))], keepdims=0)
 
 
-def flipped(weights: np.ndarray, group: int) -> np.ndarray:
+def flipped(weights: NDArray[Any], group: int) -> NDArray[Any]:
     """(M, C/g, k…) → (C, M/g, k…): in and out channels swapped within each group, spatial axes reversed."""
     m, c, *kernel = weights.shape
     grouped = weights.reshape(group, m // group, c, *kernel).swapaxes(1, 2)

@@ -137,7 +137,7 @@ def clip(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 def _unbounded(n: Call, i: int) -> bool:
     """Whether a bound of Clip is the largest float or beyond: the exporter's way to write none."""
     bound = n.const(i)
-    return bound is not None and abs(float(bound.reshape(()))) >= np.finfo(np.float32).max
+    return bound is not None and bool(abs(float(bound.reshape(()))) >= np.finfo(np.float32).max)
 
 
 stop("Clip", 1, 2, why="bounds are hyperparameters")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pycam.errors import BatchAxisError
 from pycam.graph.builder import Builder
@@ -59,7 +61,7 @@ def place(
 
 
 def scatter_axis(
-    g: Builder, dy: ir.Value, indices: np.ndarray | ir.Value, size: int | ir.Value, axis: int, rank: int
+    g: Builder, dy: ir.Value, indices: NDArray[Any] | ir.Value, size: int | ir.Value, axis: int, rank: int
 ) -> ir.Value:
     """The adjoint of `Gather(x, indices, axis)`: `dx[i] = Σ dy[j]` over all `indices[j] = i`.
 
@@ -87,7 +89,7 @@ def scatter_axis(
     return along(g, dy, g.Cast(picked, to=dy.dtype), axis, rank)
 
 
-def _inverse(indices: np.ndarray, size: int) -> list[np.ndarray] | None:
+def _inverse(indices: NDArray[Any], size: int) -> list[NDArray[Any]] | None:
     """For each position of `x`, which `dy` picked it first, second, … (`len(indices)`: none); None if too many did."""
     times = np.bincount(indices, minlength=size)
     if times.max(initial=0) > _FEW:
@@ -296,7 +298,7 @@ def pad(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     for axis, b, e in zip(axes, before, after, strict=True):
         if b or e:
             size = length(n, axis)
-            at: np.ndarray | ir.Value
+            at: NDArray[Any] | ir.Value
             if isinstance(size, int) and min(b, e) >= 0:
                 at = np.pad(np.arange(size), (b, e), mode=mode)  # type: ignore[call-overload]  # mode is one of numpy's
             else:

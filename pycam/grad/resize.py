@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from pycam.graph.builder import Builder
 
@@ -42,7 +45,7 @@ def _listed(n: Call) -> list[int]:
     return n.axes(n.attr("axes"))
 
 
-def _scales(n: Call) -> np.ndarray | None:
+def _scales(n: Call) -> NDArray[Any] | None:
     scales = n.const(2)
     return scales if scales is not None and scales.size else None
 

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from .simplify import PEEPHOLES
 
@@ -113,7 +114,7 @@ class Builder:
         return self.constant(x)
 
 
-def constant_of(value: ir.Value | None) -> np.ndarray | None:
+def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
     """The numpy array of a value that is known at compile time, else None."""
     if value is None or value.const_value is None:
         return None
