@@ -41,6 +41,13 @@ __all__ = ["Explainer", "Explanation", "Preprocess", "PycamError", "explain", "e
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("pycam-onnx")
+        except PackageNotFoundError:
+            return "0+source"  # run from the source tree
     if name not in _HOME:
         raise AttributeError(f"module 'pycam' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

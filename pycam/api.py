@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import InputError, OutputError
 from .explainer import Explainer
 from .explanation import Explanation
 from .preprocess import Preprocess
@@ -105,6 +105,8 @@ def export(
     from .image import check_writable, replacing
 
     target = check_writable(path, suffixes=(".onnx",))
+    if isinstance(model, (str, os.PathLike)) and target.exists() and os.path.samefile(model, target):
+        raise OutputError(f"{str(target)!r} is the model itself: write the explain graph somewhere else")
     if classes not in (None, 1):
         raise InputError(f"classes={classes}: 1 fixes one target per image, None leaves the number free")
     if preprocess is True:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Explanation:
     """Heatmaps of N images × K targets, with what they explain and how they came about.
 
@@ -39,6 +39,10 @@ class Explanation:
     provider: str
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        n, k, height, width = self.heatmaps.shape
+        return f"<Explanation of {n} × {k} targets: {height} × {width} heatmaps, {self.method} at {self.layer}>"
 
     def label(self, n: int = 0, k: int = 0) -> str:
         """Name of the class that map (n, k) explains, or its number."""

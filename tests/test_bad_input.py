@@ -614,3 +614,12 @@ def test_vjp_of_names_that_are_not_there(cnn: Net) -> None:
         pycam.vjp(cnn(), ["x"], output="z")
     with pytest.raises(LayerError, match=r"no differentiable path leads from 'y' to 'features'"):
         pycam.vjp(cnn(), ["y"], output="features")
+
+
+def test_export_does_not_overwrite_the_model(cnn: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(cnn().SerializeToString())
+    before = path.read_bytes()
+    with pytest.raises(OutputError, match="is the model itself: write the explain graph somewhere else"):
+        pycam.export(path, path)
+    assert path.read_bytes() == before

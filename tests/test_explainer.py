@@ -503,3 +503,9 @@ def test_a_replaced_model_is_noticed(cnn: Net, images: np.ndarray, tmp_path: Pat
     other.replace(path)
     with pytest.raises(ModelError, match="has changed since this Explainer was made"):
         explainer(images, "top3")
+
+
+def test_an_explanation_is_shown_in_one_line(cnn: Net, images: np.ndarray) -> None:
+    shown = repr(pycam.Explainer(cnn())(images, "top2"))
+    assert shown.startswith("<Explanation of 3 × 2 targets: ")
+    assert "\n" not in shown

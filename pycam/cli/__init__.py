@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+import pycam
 from pycam.errors import PycamError
 
 COMMANDS = ("explain", "export", "layers", "methods", "doctor")
@@ -15,6 +16,7 @@ COMMANDS = ("explain", "export", "layers", "methods", "doctor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 fine, 1 something failed, 2 wrong usage."""
     parser = argparse.ArgumentParser(prog="pycam", description="Say why a vision model decided: ONNX in, heatmaps out.")
+    parser.add_argument("--version", action="version", version=f"pycam {pycam.__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="command")
     modules = {name: import_module(f".{name}", __name__) for name in COMMANDS}
     for name, module in modules.items():

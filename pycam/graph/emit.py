@@ -9,6 +9,7 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
+import pycam
 from pycam.errors import ModelError
 
 from .builder import PREFIX, Builder
@@ -39,7 +40,7 @@ def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_
     passes.RemoveUnusedNodesPass()(model)
     passes.RemoveUnusedOpsetsPass()(model)
     model.ir_version = max(model.ir_version, 10)
-    model.producer_name, model.producer_version = "pycam", _version()
+    model.producer_name, model.producer_version = "pycam", pycam.__version__
     model.metadata_props.update(metadata or {})
     if stand_alone:
         size = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
@@ -60,12 +61,3 @@ def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_
     del proto.graph.value_info[:]
     proto.graph.value_info.extend(shaped)  # a type without a shape says nothing the runtime does not know
     return proto
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("pycam-onnx")
-    except PackageNotFoundError:
-        return "0+source"

@@ -374,3 +374,9 @@ def test_the_progress_bar() -> None:
     single = Terminal()
     assert list(progress([1], stream=single)) == [1]
     assert single.getvalue() == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"pycam {pycam.__version__}\n"
