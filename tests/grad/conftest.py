@@ -33,6 +33,12 @@ from pycam.graph.builder import Builder
 from pycam.graph.load import load
 from pycam.graph.normalise import normalise
 
+RUNTIME = tuple(int(part) for part in ort.__version__.split(".")[:2])
+TESTED_RUNTIME = (1, 31)
+"""Older runtimes (on Python 3.10 the newest is 1.23) lack some forward ops that these tests use (Swish, a broadcast
+LayerNormalization scale, …) or compute them otherwise: there rules are checked in float64 only, whole models in both.
+"""
+
 FORMS = ("static", "batch", "dynamic")
 """How much the model's inputs say of their shapes: all, all but the batch axis `N`, or only their ranks."""
 
@@ -204,6 +210,8 @@ class Check:
     def _assert_runtime(
         double: onnx.ModelProto, names: Sequence[str], feed: Inputs, expected: Sequence[np.ndarray], form: str
     ) -> None:
+        if RUNTIME < TESTED_RUNTIME:
+            return
         differentiated = vjp(_float32(double), names)
         options = ort.SessionOptions()
         options.log_severity_level = 3
