@@ -20,7 +20,8 @@ def add_output(
     graph: ir.Graph, value: ir.Value, name: str, shape: Sequence[int | str | None] | None, dtype: ir.DataType
 ) -> None:
     """Make `value` an output called `name`; "?" and None in `shape` are unknown sizes, None for it: all of them."""
-    ours = (value.name or "").startswith(PREFIX) and not value.is_graph_output() and value.const_value is None
+    made_here = value.producer() is not None and (value.name or "").startswith(f"{PREFIX}/")
+    ours = made_here and not value.is_graph_output()  # then it may be renamed; anybody else's name stays
     output = value if ours else Builder(graph).Identity(value)
     output.name, output.type = name, ir.TensorType(dtype)
     output.shape = ir.Shape([None if d == "?" else d for d in shape]) if shape is not None else None

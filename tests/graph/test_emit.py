@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
+import pycam
 from pycam.compile import compile_model
 from pycam.errors import ModelError
 from pycam.runtime.session import make_session
@@ -43,3 +44,12 @@ def test_weights_beyond_the_limit_of_protobuf_are_refused(cnn: Net, monkeypatch:
     ):
         compile_model(cnn("gap"))
     compile_model(cnn("gap"), stand_alone=False)
+
+
+def test_a_tensor_of_the_user_keeps_its_name() -> None:
+    """Also where it is called like ours: only what the builder made is renamed to become an output."""
+    head = '<ir_version: 10, opset_import: ["" : 21]>'
+    text = head + " f (float[2] x) => (float[2] y) { pycamera = Neg(x) y = Mul(x, pycamera) }"
+    model = pycam.vjp(onnx.parser.parse_model(text), ["pycamera"])
+    assert "pycamera" in {name for node in model.graph.node for name in node.output}
+    assert [o.name for o in model.graph.output] == ["y", "pycamera.gradient"]
