@@ -17,7 +17,7 @@ import onnx_ir as ir
 from .errors import LayerError, MethodError, ModelError
 from .grad import differentiate
 from .graph import emit
-from .graph.builder import Builder
+from .graph.builder import Builder, Lower
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
 from .graph.locate import dims, locate_layers, locate_score, module_path
@@ -61,6 +61,7 @@ def compile_model(
     many: bool = True,
     preprocess: Preprocess | None = None,
     stand_alone: bool = True,
+    lower: Lower = "fast",
 ) -> ExplainGraph:
     """Compile a model into an explain graph.
 
@@ -73,6 +74,7 @@ def compile_model(
         many: The graph takes any number K of targets per image; else exactly one.
         preprocess: Put this preprocessing into the graph: its input is then `image`, uint8 (N, H, W, 3).
         stand_alone: The result holds its weights; else it refers to the files in `folder`, which costs no memory.
+        lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
 
     Raises:
         ModelError, LayerError, MethodError, TargetError, UnsupportedOpError: see `pycam.errors`.
@@ -93,10 +95,13 @@ def compile_model(
     layers = locate_layers(graph, layer, score)
     fold_batchnorm(graph, keep=layers)
 
-    g = Builder(graph)
+    g = Builder(graph, lower=lower)
     chosen = class_targets(g, score, batch=dims(image)[0], many=many)
     grads, repeat = differentiate(g, {score: chosen.cotangent}, layers, chosen.count)
-    raws = [raw_map(g, weighing, a, _reached(da, a, score), chosen.count) for a, da in zip(layers, grads, strict=True)]
+    raws = [
+        raw_map(g, weighing, repeat.wide(a), _reached(da, a, score), chosen.count)
+        for a, da in zip(layers, grads, strict=True)
+    ]
     raws = [g.Cast(raw, to=ir.DataType.FLOAT) if raw.dtype != ir.DataType.FLOAT else raw for raw in raws]
     maps = heatmaps(g, raws, image_size(g, image, layout)) if "heatmaps" in wanted else None
 

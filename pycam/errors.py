@@ -31,7 +31,15 @@ class ModelError(PycamError, ValueError):
 
 
 class UnsupportedOpError(ModelError):
-    """An operator on the differentiated path has no gradient rule."""
+    """An operator on the differentiated path has no gradient rule.
+
+    Attributes:
+        op: The operator, as `domain::Op` where it has a domain.
+    """
+
+    def __init__(self, message: str, op: str = "") -> None:
+        super().__init__(message)
+        self.op = op
 
 
 class BatchAxisError(UnsupportedOpError):

@@ -9,20 +9,22 @@ import onnx_ir as ir
 
 from .errors import LayerError, nearest
 from .grad import differentiate
-from .graph.builder import Builder
+from .grad.call import HALF
+from .graph.builder import Builder, Lower
 from .graph.emit import add_output, finish
 from .graph.load import Source, load
 from .graph.locate import dims
 from .graph.normalise import normalise
 
 
-def vjp(model: Source, wrt: Sequence[str], output: str | None = None) -> onnx.ModelProto:
+def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: Lower = "fast") -> onnx.ModelProto:
     """Add a vector-Jacobian product to a model.
 
     Args:
         model: Path, bytes or ModelProto.
         wrt: Names of the values to differentiate for: graph inputs or any values inside.
         output: Name of the differentiated value; the model's first output if None.
+        lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
 
     Returns:
         The model with one more input, `<output>.cotangent` (shape and dtype of that output), and one more output per
@@ -40,10 +42,12 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None) -> onnx.Mo
     xs = [find_value(graph, name) for name in ([wrt] if isinstance(wrt, str) else wrt)]
     cotangent = ir.Value(name=f"{y.name}.cotangent", shape=y.shape, type=y.type)
     graph.inputs.append(cotangent)
-    grads, _ = differentiate(Builder(graph), {y: cotangent}, xs)
+    g = Builder(graph, lower=lower)
+    grads, _ = differentiate(g, {y: cotangent}, xs)
     for x, grad in zip(xs, grads, strict=True):
         if grad is None:
             raise LayerError(f"no differentiable path leads from {x.name!r} to {y.name!r}")
+        grad = g.Cast(grad, to=x.dtype) if x.dtype in HALF else grad
         add_output(
             graph,
             grad,

@@ -18,11 +18,16 @@ Dim = int | str | None
 """A dimension: its size, its symbolic name, or None where nothing is known."""
 
 
+HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+"""Types whose gradients are computed in float32."""
+
+
 class Repeat:
-    """How many explanations share one forward pass, and how forward values are repeated for them.
+    """How many explanations share one forward pass, and how rules see its values.
 
     The gradients of K scores travel together: their batch axis is `K·N`, K outermost.  A forward value that a rule
     reads is tiled along axis 0 when it is first read, and never if no rule reads it (a GAP + linear tail reads none).
+    A value of 16 bits is read in float32, and a quantised weight is dequantised, once.
     """
 
     def __init__(self, g: Builder, count: ir.Value | None, batched: frozenset[ir.Value]) -> None:
@@ -30,9 +35,12 @@ class Repeat:
         self.count = count  # int64 (1,): K, or None when K is 1
         self.batched = batched
         self.tiled: dict[ir.Value, ir.Value] = {}
+        self.widened: dict[ir.Value, ir.Value] = {}
+        self.arrays: dict[ir.Value, NDArray[Any]] = {}
 
     def __call__(self, value: ir.Value) -> ir.Value:
         """`value` for all K targets: `(N, …)` → `(K·N, …)`; constants and shapes stay as they are."""
+        value = self.wide(value)
         if self.count is None or value not in self.batched:
             return value
         if value not in self.tiled:
@@ -45,6 +53,34 @@ class Repeat:
             repeats = self.g.Concat(self.count, [1] * (rank - 1), axis=0) if rank > 1 else self.count
             self.tiled[value] = self.g.Tile(value, repeats)
         return self.tiled[value]
+
+    def wide(self, value: ir.Value) -> ir.Value:
+        """`value` in float32 if it has 16 bits; a quantised constant as the floats that it stands for."""
+        weight = dequantised_constant(value)
+        if weight is None and value.dtype not in HALF:
+            return value
+        if value not in self.widened:
+            array = self.array(value)
+            if array is not None:
+                self.widened[value] = self.g.constant(array)
+            else:
+                cast = self.g.Cast(value, to=ir.DataType.FLOAT)
+                cast.shape = value.shape
+                if value in self.batched:
+                    self.batched |= {cast}
+                self.widened[value] = cast
+        return self.widened[value]
+
+    def array(self, value: ir.Value | None) -> NDArray[Any] | None:
+        """`value` as an array if it is known at compile time: 16 bits as float32, quantised weights as floats."""
+        weight = dequantised_constant(value)
+        if value is None or (weight is None and (value.dtype not in HALF or value.const_value is None)):
+            return constant_of(value)
+        if value not in self.arrays:
+            plain = constant_of(value) if weight is None else dequantise(weight)
+            assert plain is not None
+            self.arrays[value] = plain.astype(np.float32) if value.dtype in HALF else plain
+        return self.arrays[value]
 
     def heavy(self, limit: int = 1 << 16) -> bool:
         """Whether the graph still repeats a value with more than `limit` numbers per image, or an unknown number."""
@@ -95,7 +131,14 @@ class Call:
 
     def const(self, i: int) -> NDArray[Any] | None:
         """Input `i` as an array if it is known at compile time, else None (also where it is left out)."""
-        return constant_of(self.node.inputs[i]) if self.has(i) else None
+        return self.repeat.array(self.node.inputs[i]) if self.has(i) else None
+
+    def dtype(self, i: int | None = None) -> ir.DataType:
+        """The dtype of `x(i)`: float32 where input `i` has 16 bits."""
+        dtype = self._input(i).dtype
+        if dtype is None:
+            raise self.refuse(f"the dtype of its input {self.i if i is None else i} is unknown")
+        return ir.DataType.FLOAT if dtype in HALF else dtype
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute's value: int, float, str, or list of those."""
@@ -177,6 +220,30 @@ class Call:
         if dims and self.repeat.count is not None and value in self.repeat.batched:
             dims[0] = None
         return dims
+
+
+def dequantised_constant(value: ir.Value | None) -> ir.Node | None:
+    """The DequantizeLinear node that makes `value` out of constants, if there is one."""
+    node = value.producer() if value is not None else None
+    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
+        return None
+    return node if all(x is None or x.const_value is not None for x in node.inputs) else None
+
+
+def dequantise(node: ir.Node) -> NDArray[Any]:
+    """What a DequantizeLinear of constants makes: `(q − zero point)·scale`, per tensor, axis or block."""
+    q, scale, *rest = (constant_of(x) for x in node.inputs)
+    assert q is not None and scale is not None
+    zero = rest[0] if rest and rest[0] is not None else np.zeros_like(scale)
+    scale, zero = scale.astype(np.float32), zero.astype(np.float32)
+    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
+    if block:
+        repeated = (np.repeat(a, block, axis).take(range(q.shape[axis]), axis) for a in (scale, zero))
+        scale, zero = repeated
+    elif scale.ndim == 1 and scale.size > 1:
+        along = [-1 if a == axis % q.ndim else 1 for a in range(q.ndim)]
+        scale, zero = scale.reshape(along), zero.reshape(along)
+    return np.asarray((q.astype(np.float32) - zero) * scale)
 
 
 def describe(node: ir.Node) -> str:

@@ -152,7 +152,7 @@ def select(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 @rule("Cast")
 def cast(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """Float to float: `dx` is `dy` cast back.  Integers carry no gradient: the walk does not enter them."""
-    return g.Cast(dy, to=n.x().dtype)
+    return dy if n.dtype() == dy.dtype else g.Cast(dy, to=n.dtype())
 
 
 @rule("Dropout")

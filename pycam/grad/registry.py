@@ -1,17 +1,26 @@
 """The rule table: which nodes compute the gradient of an op's input.
 
-A rule is a small function `rule(g, n, dy) -> dx` for one input (or for several that share the algebra):
-`g` the builder, `n` the forward node as a `Call`, `dy` the gradient of the score for the node's first output.
-It returns the gradient for the input `n.i`, of the shape that `dy` implies: the walk undoes broadcasting
-(for ops registered with `broadcasts=True`) and adds up the gradients of a value that is used twice.
-Rules emit standard inference ops only, and see every model at one opset: they never branch on a version.
+Every op that a model may hold stands here in one of four ways, each declared beside its family:
+
+- `@rule`: a small function `rule(g, n, dy) -> dx` for one input (or for several that share the algebra): `g` the
+  builder, `n` the forward node as a `Call`, `dy` the gradient of the score for the node's first output.  It returns the
+  gradient for the input `n.i`, of the shape that `dy` implies: the walk undoes broadcasting (for ops registered with
+  `broadcasts=True`) and adds up the gradients of a value that is used twice.
+- `@expansion`: a composite op as simpler ones, `expand(g, n) -> y` (or all its outputs).  The forward node stays; the
+  walk goes through its expansion instead, whose nodes nobody computes unless a rule reads them.
+- `@region`: a node with subgraphs (If, Loop, Scan), which the walk enters as a whole.
+- `stop`: no gradient flows into these inputs, with the reason and its kind; `refuse`: pycam does not differentiate
+  this op, with the reason.  A refusal is an error where it lies on the path, never a zero.
+
+Rules emit standard inference ops only, each of which has a rule itself, and see every model at one opset: they never
+branch on a version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import onnx_ir as ir
 
@@ -20,8 +29,18 @@ if TYPE_CHECKING:
 
     from .call import Call
 
+Key: TypeAlias = tuple[str, str, int]
+"""Domain ("" is ai.onnx), op, input (or `ALL`)."""
 VJP: TypeAlias = "Callable[[Builder, Call, ir.Value], ir.Value]"
+Expand: TypeAlias = "Callable[[Builder, Call], ir.Value | Sequence[ir.Value | None]]"
+RegionVJP: TypeAlias = "Callable[[Builder, Call, Sequence[ir.Value]], list[ir.Value | None]]"
+Kind: TypeAlias = Literal["zero", "integer", "random", "setting"]
+"""Why no gradient flows: piecewise constant; integers, booleans or text; drawn at random; a hyperparameter."""
+
+_T = TypeVar("_T")
+
 ALL = -1  # stands for "every input" of a variadic op
+CONTRIB = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -32,8 +51,19 @@ class Rule:
     broadcasts: bool  # numpy broadcasting between the inputs: the walk sums dx down to the input's shape
 
 
-RULES: dict[tuple[str, str, int], Rule] = {}
-STOPPED: dict[tuple[str, str, int], str] = {}
+@dataclass(frozen=True)
+class Stop:
+    """Inputs into which no gradient flows."""
+
+    why: str
+    kind: Kind
+
+
+RULES: dict[Key, Rule] = {}
+STOPPED: dict[Key, Stop] = {}
+REFUSED: dict[Key, str] = {}
+EXPANSIONS: dict[tuple[str, str], Expand] = {}
+REGIONS: dict[tuple[str, str], RegionVJP] = {}
 
 
 def rule(op: str, *inputs: int, broadcasts: bool = False, domain: str = "") -> Callable[[VJP], VJP]:
@@ -48,30 +78,93 @@ def rule(op: str, *inputs: int, broadcasts: bool = False, domain: str = "") -> C
     return register
 
 
-def stop(op: str, *inputs: int, why: str, domain: str = "") -> None:
+def expansion(op: str, domain: str = "") -> Callable[[Expand], Expand]:
+    """Register a function that emits `op` as simpler ops, from the same inputs to the same outputs.
+
+    Outputs that it does not compute are None: a score that depends on one of them is refused.
+    """
+
+    def register(expand: Expand) -> Expand:
+        _claim(domain, op, None)
+        EXPANSIONS[domain, op] = expand
+        return expand
+
+    return register
+
+
+def region(op: str, domain: str = "") -> Callable[[RegionVJP], RegionVJP]:
+    """Register the rule of an op with subgraphs: `rule(g, n, wrt)` → one gradient (or None) per value of `wrt`.
+
+    `wrt` are the values that the node reads, as an input or from within a subgraph; `n.dys` the gradients of its
+    outputs.
+    """
+
+    def register(vjp: RegionVJP) -> RegionVJP:
+        _claim(domain, op, None)
+        REGIONS[domain, op] = vjp
+        return vjp
+
+    return register
+
+
+def stop(op: str, *inputs: int, why: str, kind: Kind = "setting", domain: str = "") -> None:
     """Declare that no gradient flows into `inputs` of `op` (`ALL`: into none of them), and why."""
     for i in inputs:
         _claim(domain, op, i)
-        STOPPED[domain, op, i] = why
+        STOPPED[domain, op, i] = Stop(why, kind)
+
+
+def refuse(op: str, *inputs: int, why: str, domain: str = "") -> None:
+    """Declare that pycam does not differentiate `op` for `inputs` (default: for all of them), and why."""
+    for i in inputs or (ALL,):
+        _claim(domain, op, i)
+        REFUSED[domain, op, i] = why
 
 
 def find(node: ir.Node, i: int) -> Rule | None:
     """The rule of input `i` of `node`, if there is one."""
-    key = (node.domain, node.op_type)
-    return RULES.get((*key, i)) or RULES.get((*key, ALL))
+    return _lookup(RULES, node, i)
 
 
 def stopped(node: ir.Node, i: int) -> bool:
     """Whether input `i` of `node` is declared to have no gradient."""
+    return _lookup(STOPPED, node, i) is not None
+
+
+def refused(node: ir.Node, i: int) -> str | None:
+    """Why the gradient for input `i` of `node` is refused, if it is."""
+    return _lookup(REFUSED, node, i)
+
+
+def knows(node: ir.Node, i: int) -> bool:
+    """Whether the gradient for input `i` of `node` is known, be it a declared zero."""
     key = (node.domain, node.op_type)
-    return (*key, i) in STOPPED or (*key, ALL) in STOPPED
+    return find(node, i) is not None or stopped(node, i) or key in EXPANSIONS or key in REGIONS
 
 
 def ops() -> list[str]:
-    """The names of the ops that have a rule, sorted."""
-    return sorted({f"{domain}::{op}" if domain else op for domain, op, _ in RULES})
+    """The names of the ops that are differentiated, `domain::Op` where they have a domain, sorted."""
+    return sorted(f"{domain}::{op}" if domain else op for domain, op in declared() if differentiates(op, domain))
 
 
-def _claim(domain: str, op: str, i: int) -> None:
-    if (domain, op, i) in RULES or (domain, op, i) in STOPPED:
-        raise ValueError(f"a second declaration for input {i} of {domain or 'ai.onnx'}::{op}")
+def declared() -> Iterator[tuple[str, str]]:
+    """(domain, op) of every op that stands in the table."""
+    yield from dict.fromkeys((*(key[:2] for key in (*RULES, *STOPPED, *REFUSED)), *EXPANSIONS, *REGIONS))
+
+
+def differentiates(op: str, domain: str = "") -> bool:
+    """Whether a gradient flows through `op`."""
+    key = (domain, op)
+    return key in EXPANSIONS or key in REGIONS or any(k[:2] == key for k in RULES)
+
+
+def _lookup(table: dict[Key, _T], node: ir.Node, i: int) -> _T | None:
+    key = (node.domain, node.op_type)
+    return table.get((*key, i)) or table.get((*key, ALL))
+
+
+def _claim(domain: str, op: str, i: int | None) -> None:
+    taken = [(t, k) for t in (RULES, STOPPED, REFUSED) for k in t if k[:2] == (domain, op) and (i is None or k[2] == i)]
+    if taken or (domain, op) in EXPANSIONS or (domain, op) in REGIONS:
+        where = "" if i is None else f"input {i} of "
+        raise ValueError(f"a second declaration for {where}{domain or 'ai.onnx'}::{op}")

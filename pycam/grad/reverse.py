@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
 from pycam.errors import BatchAxisError, UnsupportedOpError
 from pycam.graph.builder import Builder
+from pycam.graph.shapes import infer, reads
 
 from . import registry
 from .batch import moves_batch
-from .call import Call, Dim, Repeat, describe
+from .call import HALF, Call, Dim, Repeat, describe
 
 
 def differentiate(
@@ -30,14 +32,15 @@ def differentiate(
 
     Returns:
         One gradient per value of `wrt`, of that value's shape (batch axis `K·N`), or None where no path leads to it;
-        and the record of the forward values that had to be repeated.
+        and the record of the forward values that had to be repeated.  Gradients of float16 and bfloat16 values are
+        computed, and returned, in float32.
 
     Raises:
         UnsupportedOpError: an op on the path has no rule.
         BatchAxisError: an op on the path moves the batch axis, and `count` is given.
     """
-    nodes = list(g.graph)
-    path = between(nodes, wrt, seeds)
+    nodes, stand_ins = _expanded(g, list(g.graph), wrt, seeds)
+    path = between(nodes, wrt, seeds, stand_ins)
     if count is not None:
         moving = next((node for node in path.nodes if moves_batch(node)), None)
         if moving is not None:
@@ -46,26 +49,95 @@ def differentiate(
                 "compile for one target per image"
             )
     repeat = Repeat(g, count, batched_values(g.graph, nodes))
-    grads: dict[ir.Value, ir.Value] = dict(seeds)
+    grads: dict[ir.Value, ir.Value] = {}
+
+    def add(value: ir.Value, grad: ir.Value) -> None:
+        value = stand_ins.get(value, value)
+        grads[value] = g.Add(grads[value], grad) if value in grads else grad
+
+    for y, seed in seeds.items():
+        add(y, g.Cast(seed, to=ir.DataType.FLOAT) if seed.dtype in HALF else seed)
     for node in reversed(path.nodes):
         dys = [grads.get(y) for y in node.outputs]
         if all(dy is None for dy in dys):
             continue
-        for i, x in enumerate(node.inputs):
-            if x is None or x not in path.values or not carries_gradient(x) or registry.stopped(node, i):
+        region = registry.REGIONS.get((node.domain, node.op_type))
+        if region is not None:
+            inside = [x for x in reads(node) if stand_ins.get(x, x) in path.values and carries_gradient(x)]
+            for x, found in zip(inside, region(g, Call(g, repeat, node, 0, dys), inside), strict=True):
+                if found is not None:
+                    add(x, found)
+            continue
+        for i, given in enumerate(node.inputs):
+            if given is None or stand_ins.get(given, given) not in path.values or not carries_gradient(given):
                 continue
             rule = registry.find(node, i)
             if rule is None:
-                raise UnsupportedOpError(
-                    f"no gradient rule for input {i} of {describe(node)}: choose a layer behind this node, "
-                    "or have the exporter write it with other ops"
-                )
+                if registry.stopped(node, i):
+                    continue
+                raise unsupported(node, i)
             call = Call(g, repeat, node, i, dys)
             dx = rule.vjp(g, call, dys[0])  # type: ignore[arg-type]  # rules of ops with several outputs read n.dys
             if rule.broadcasts:
                 dx = unbroadcast(call, dx, call.out_dims(), call.dims())
-            grads[x] = g.Add(grads[x], dx) if x in grads else dx
-    return [grads.get(x) if x in path.values else None for x in wrt], repeat
+            add(given, dx)
+    wanted = [stand_ins.get(x, x) for x in wrt]
+    return [grads.get(x) if x in path.values else None for x in wanted], repeat
+
+
+def unsupported(node: ir.Node, i: int) -> UnsupportedOpError:
+    """The error for a node on the path whose input `i` has no gradient rule."""
+    why = registry.refused(node, i)
+    what = f"cannot differentiate {describe(node)} for its input {i}: {why}" if why else (
+        f"no gradient rule for input {i} of {describe(node)}"
+    )  # fmt: skip
+    return UnsupportedOpError(
+        f"{what}: choose a layer behind this node, or have the exporter write it with other ops",
+        op=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
+    )
+
+
+def _expanded(
+    g: Builder, nodes: list[ir.Node], wrt: Sequence[ir.Value], seeds: Mapping[ir.Value, object]
+) -> tuple[list[ir.Node], dict[ir.Value, ir.Value]]:
+    """`nodes` with the composite ones on the path replaced by simpler ones that are appended to the graph.
+
+    Returns:
+        The nodes to walk, and for each output of a composite node the value that stands in for it there.  The graph
+        keeps the composite: it computes the forward value, and what only the walk needed of the expansion is dropped.
+    """
+    stand_ins: dict[ir.Value, ir.Value] = {}
+    while True:
+        path = between(nodes, wrt, seeds, stand_ins)
+        composite = {n for n in path.nodes if (n.domain, n.op_type) in registry.EXPANSIONS}
+        if not composite:
+            return nodes, stand_ins
+        walked: list[ir.Node] = []
+        for node in nodes:
+            if node not in composite:
+                walked.append(node)
+                continue
+            nodes_before = len(g.graph)
+            for y, value in zip(node.outputs, _expand(g, node), strict=False):
+                if value is not None:
+                    stand_ins[y] = value
+                elif y in path.values:
+                    raise UnsupportedOpError(
+                        f"cannot differentiate {describe(node)}: the score depends on its output {y.name!r}, "
+                        "which has no gradient"
+                    )
+            made = list(itertools.islice(reversed(g.graph), len(g.graph) - nodes_before))[::-1]
+            infer(made, g.opsets, g.fresh("dim"))
+            walked += made
+        nodes = walked
+
+
+def _expand(g: Builder, node: ir.Node) -> Sequence[ir.Value | None]:
+    call = Call(g, Repeat(g, None, frozenset()), node, 0, [None] * len(node.outputs))
+    made = registry.EXPANSIONS[node.domain, node.op_type](g, call)
+    values = [made] if isinstance(made, ir.Value) else list(made)
+    # An expansion may find that the op does nothing here, and give back what it was given.
+    return [g.Identity(v) if v is not None and v in node.inputs else v for v in values]
 
 
 class Path:
@@ -77,19 +149,27 @@ class Path:
 
 
 def between(
-    nodes: Sequence[ir.Node], start: Sequence[ir.Value], end: Mapping[ir.Value, object] | Sequence[ir.Value]
+    nodes: Sequence[ir.Node],
+    start: Sequence[ir.Value],
+    end: Mapping[ir.Value, object] | Sequence[ir.Value],
+    stand_ins: Mapping[ir.Value, ir.Value] | None = None,
 ) -> Path:
-    """What lies on a differentiable path from `start` to `end`; `nodes` in topological order."""
-    reached: set[ir.Value] = set(start)
+    """What lies on a differentiable path from `start` to `end`; `nodes` in topological order.
+
+    A value that has a stand-in is reached, and wanted, as that.
+    """
+    stands = stand_ins or {}
+    reached: set[ir.Value] = {stands.get(x, x) for x in start}
+    read = {node: [stands.get(x, x) for x in reads(node)] for node in nodes}
     for node in nodes:
-        if any(x in reached for x in node.inputs if x is not None):
+        if any(x in reached for x in read[node]):
             reached.update(y for y in node.outputs if carries_gradient(y))
-    wanted: set[ir.Value] = set(end)
+    wanted: set[ir.Value] = {stands.get(y, y) for y in end}
     chosen: list[ir.Node] = []
     for node in reversed(nodes):
         if any(y in wanted and y in reached for y in node.outputs):
             chosen.append(node)
-            wanted.update(x for x in node.inputs if x is not None and x in reached)
+            wanted.update(x for x in read[node] if x in reached)
     return Path(chosen[::-1], wanted & reached)
 
 
@@ -104,7 +184,7 @@ def batched_values(graph: ir.Graph, nodes: Sequence[ir.Node]) -> frozenset[ir.Va
     """The values with a batch axis: those computed from the inputs, but not from shapes alone."""
     batched: set[ir.Value] = set(graph.inputs)
     for node in nodes:
-        if node.op_type not in ("Shape", "Size") and any(x in batched for x in node.inputs if x is not None):
+        if node.op_type not in ("Shape", "Size") and any(x in batched for x in reads(node)):
             batched.update(node.outputs)
     return frozenset(batched)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,9 @@ from .simplify import PEEPHOLES
 
 Array: TypeAlias = "np.ndarray[Any, Any] | float | Sequence[int] | Sequence[float]"
 Operand: TypeAlias = Any  # ir.Value, float, int, sequence of int, ndarray, or None for an optional input left out
+
+Lower: TypeAlias = Literal["fast", "portable"]
+"""Where an op's gradient has two forms: what measures fastest on onnxruntime, or what every runtime gets right."""
 
 _INT64_OUT = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _BOOL_OUT = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf"}
@@ -29,17 +32,37 @@ class Builder:
     A call `g.Op(*inputs, **attributes)` returns the node's first output.  Python floats become constants of the dtype
     of the call's first float operand, ints and lists of ints become int64; equal constants are shared.
     Each op first asks its peephole (`simplify.py`), which may give back a value that is cheaper to compute.
+
+    `nested(body)` builds in a subgraph, whose constants and names are those of the whole.
     """
 
-    def __init__(self, graph: ir.Graph, prefix: str = PREFIX) -> None:
+    def __init__(
+        self, graph: ir.Graph, prefix: str = PREFIX, *, lower: Lower = "fast", root: Builder | None = None
+    ) -> None:
         self.graph = graph
         self.prefix = prefix
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-        self._taken = (
-            {v.name for n in graph for v in n.outputs} | set(graph.initializers) | {v.name for v in graph.inputs}
-        )
-        self._taken |= {n.name for n in graph}  # onnxruntime wants the names of nodes to differ as well
-        self._count = 0
+        self.lower = lower
+        self._root = root or self
+        if root is None:
+            self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+            self._taken: set[str | None] = {*graph.initializers, *(v.name for v in graph.inputs)}
+            for node in graph.all_nodes():  # onnxruntime wants the names of nodes to differ as well
+                self._taken.update((node.name, *(v.name for v in node.outputs)))
+            self._count = 0
+
+    def nested(self, body: ir.Graph) -> Builder:
+        """A builder for a subgraph of this graph."""
+        return Builder(body, self.prefix, lower=self.lower, root=self._root)
+
+    @property
+    def opsets(self) -> dict[str, int]:
+        """Domain → version of the whole model."""
+        return dict(self._root.graph.opset_imports)
+
+    @property
+    def portable(self) -> bool:
+        """Whether to emit only forms that every runtime gets right."""
+        return self.lower == "portable"
 
     def __getattr__(self, op: str) -> Callable[..., ir.Value]:
         if not op[0].isupper():
@@ -78,29 +101,31 @@ class Builder:
         elif array.dtype.kind == "i" or array.size == 0:
             array = array.astype(np.int64)
         key = (array.dtype.str, array.shape, array.tobytes() if array.nbytes <= 1024 else b"")
-        if array.nbytes > 1024 or key not in self._constants:  # big ones are not worth comparing
+        constants = self._root._constants
+        if array.nbytes > 1024 or key not in constants:  # big ones are not worth comparing
             tensor = ir.tensor(np.ascontiguousarray(array).reshape(array.shape), name=self.fresh("const"))
             value = ir.Value(
                 name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
             )
-            self.graph.register_initializer(value)
-            self._constants[key] = value
-        return self._constants[key]
+            self._root.graph.register_initializer(value)
+            constants[key] = value
+        return constants[key]
 
     def free(self, name: str) -> str:
         """`name` itself, or with a suffix where the model already uses it; for what users see."""
-        while name in self._taken:
+        while name in self._root._taken:
             name += "_pycam"
-        self._taken.add(name)
+        self._root._taken.add(name)
         return name
 
     def fresh(self, hint: str) -> str:
         """A name nobody in the graph has."""
+        root = self._root
         while True:
-            self._count += 1
-            name = f"{self.prefix}/{hint}_{self._count}"
-            if name not in self._taken:
-                self._taken.add(name)
+            root._count += 1
+            name = f"{self.prefix}/{hint}_{root._count}"
+            if name not in root._taken:
+                root._taken.add(name)
                 return name
 
     def _lift(self, x: Operand, floating: ir.DataType | None) -> ir.Value | None:

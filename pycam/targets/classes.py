@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from pycam.errors import TargetError
+from pycam.grad.call import HALF
 from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
 from pycam.runtime.feeds import DEEPEST
@@ -45,14 +46,16 @@ def class_targets(g: Builder, score: ir.Value, batch: int | str, many: bool) -> 
         shape=ir.Shape([None if batch == "?" else batch, "K" if many else 1]),
     )
     g.graph.inputs.append(targets)
-    flat = score if len(shape) == 2 else g.ReduceSum(score, list(range(2, len(shape))), keepdims=0)
+    dtype = ir.DataType.FLOAT if score.dtype in HALF else score.dtype  # gradients of 16 bits are computed in float32
+    wide = g.Cast(score, to=dtype) if score.dtype != dtype else score
+    flat = wide if len(shape) == 2 else g.ReduceSum(wide, list(range(2, len(shape))), keepdims=0)
     explained = _rank_lookup(g, flat, targets, classes)
     depth = g.constant([classes]) if classes is not None else _class_count(g, score)
     order = g.Transpose(explained, perm=[1, 0]) if many else explained
     rows = g.Reshape(order, [-1])  # K·N, K outermost
     rows.meta["rows of"] = explained
-    assert score.dtype is not None
-    zero_one = g.constant([0.0, 1.0], score.dtype)
+    assert dtype is not None
+    zero_one = g.constant([0.0, 1.0], dtype)
     cotangent = g.OneHot(rows, depth, zero_one, axis=-1)
     cotangent.meta["one_hot"] = True
     if len(shape) > 2:

@@ -26,6 +26,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from scipy import special
 
+from pycam.errors import LayerError
 from pycam.grad import differentiate, registry
 from pycam.grad.reverse import between
 from pycam.gradient import vjp
@@ -86,6 +87,7 @@ class Check:
         ops: Mapping[str, Callable[..., np.ndarray]] | None = None,
         runtime: bool = True,
         batched: bool = False,
+        second: bool = True,
         rtol: float = 1e-6,
     ) -> None:
         """Assert that `vjp` gives the gradients of the first output for `wrt`.
@@ -101,6 +103,8 @@ class Check:
             runtime: Also run in onnxruntime, in float32.
             batched: Axis 0 of every input is the batch: also compare the gradients of two scores in one pass
                 with those of two passes.
+            second: Also differentiate the gradient, and compare that with central differences of it: every op that a
+                rule emits has a rule itself.
             rtol: Tolerance of the central differences, relative to the largest gradient.
         """
         arrays = self.draw(inputs, str(body))
@@ -119,6 +123,8 @@ class Check:
                 names, expected, _reference(differentiated, ops)(feed)[-len(names) :], strict=True
             ):
                 _assert_close(got, want, rtol, f"d/d{name}, {form}, against central differences")
+            if second and form == "static":
+                self._assert_second_order(differentiated, names, feed, ops, rtol)
             if runtime:
                 self._assert_runtime(double, names, feed, expected, form)
             if batched and form != "dynamic":
@@ -205,6 +211,37 @@ class Check:
             array = np.asarray(value)
             arrays[name] = array.astype(np.float64) if array.dtype.kind == "f" else array
         return arrays
+
+    @staticmethod
+    def _assert_second_order(
+        differentiated: onnx.ModelProto,
+        names: Sequence[str],
+        feed: Inputs,
+        ops: Mapping[str, Callable[..., np.ndarray]] | None,
+        rtol: float,
+    ) -> None:
+        """`vjp` of `vjp`: `Σ v·gradient` changes along a direction as its own gradient says."""
+        rng = np.random.default_rng(9)
+        first = _reference(differentiated, ops)
+        floating = [*names, next(k for k in feed if k.endswith(".cotangent"))]
+        along = {k: rng.normal(size=np.shape(feed[k])) for k in floating}
+        step = 1e-5
+        ahead, behind = (
+            first({k: v + sign * step * along[k] if k in along else v for k, v in feed.items()})[-len(names) :]
+            for sign in (1, -1)
+        )
+        for j, name in enumerate(names):
+            v = rng.normal(size=ahead[j].shape)
+            want = float(np.sum(v * (ahead[j] - behind[j]))) / (2 * step)
+            got = 0.0
+            for k in floating:
+                try:
+                    again = vjp(differentiated, [k], f"{name}.gradient")
+                except LayerError:  # the gradient does not depend on it: the op is linear in it
+                    continue
+                got += float(np.sum(along[k] * _reference(again, ops)({**feed, f"{name}.gradient.cotangent": v})[-1]))
+            scale = max(abs(want), float(np.abs(ahead[j]).max(initial=0.0)), 1e-3)
+            assert abs(got - want) <= 100 * rtol * scale, f"second order of d/d{name}: {got}, want {want}"
 
     @staticmethod
     def _assert_runtime(

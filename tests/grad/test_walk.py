@@ -145,6 +145,7 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registry that forgets what the test declares."""
     monkeypatch.setattr(registry, "RULES", dict(registry.RULES))
     monkeypatch.setattr(registry, "STOPPED", dict(registry.STOPPED))
+    monkeypatch.setattr(registry, "REFUSED", dict(registry.REFUSED))
 
 
 @pytest.mark.usefixtures("own_registry")

@@ -1,0 +1,72 @@
+"""Shapes of emitted nodes, by onnx's own inference: for nodes that are themselves differentiated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+import onnx_ir as ir
+
+_UNKNOWN = "unk__"  # how onnx's inference begins the names that it makes up
+_SMALL = 256
+"""Numbers up to which a constant may be a shape, an axis list or the like, which inference must see."""
+
+
+def reads(node: ir.Node) -> Iterator[ir.Value]:
+    """The values that a node reads: its inputs, and what its subgraphs take from around them; each once."""
+    yield from dict.fromkeys(_reads(node))
+
+
+def _reads(node: ir.Node) -> Iterator[ir.Value]:
+    yield from (x for x in node.inputs if x is not None)
+    for body in subgraphs(node):
+        inside = {*body.inputs, *(y for n in body for y in n.outputs), *body.initializers.values()}
+        yield from (x for n in body for x in _reads(n) if x not in inside)
+        yield from (y for y in body.outputs if y not in inside)
+
+
+def subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    """The graphs that are attributes of `node`."""
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def infer(nodes: Sequence[ir.Node], opsets: Mapping[str, int], fresh: str) -> None:
+    """Give the outputs of `nodes` (in order of computation) their types and shapes, as far as these can be known.
+
+    Args:
+        nodes: What they read besides each other has its type and shape.
+        opsets: Domain → version.
+        fresh: Begins the names of unknown sizes, which must not be taken for those of other calls.
+    """
+    made = {y.name: y for node in nodes for y in node.outputs}
+    graph = onnx.GraphProto(name="shapes")
+    outer = dict.fromkeys(x for node in nodes for x in reads(node) if x.name not in made)
+    for x in outer:
+        if x.const_value is not None and x.const_value.size <= _SMALL:
+            tensor = ir.to_proto(x.const_value)
+            tensor.name = x.name or ""
+            graph.initializer.append(tensor)
+        elif x.type is not None:
+            graph.input.append(ir.to_proto(x))
+    graph.node.extend(ir.to_proto(node) for node in nodes)
+    imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
+    proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
+    for info in inferred.graph.value_info:
+        value, kind = made.get(info.name), info.type.tensor_type
+        if value is None or not kind.elem_type:
+            continue
+        value.type = ir.TensorType(ir.DataType(kind.elem_type))
+        if kind.HasField("shape"):
+            value.shape = ir.Shape([_dim(d, fresh) for d in kind.shape.dim])
+
+
+def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: str) -> int | str | None:
+    if dim.HasField("dim_value"):
+        return int(dim.dim_value)
+    name = str(dim.dim_param)
+    return (f"{fresh}{name}" if name.startswith(_UNKNOWN) else name) or None
