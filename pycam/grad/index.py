@@ -291,7 +291,7 @@ def pad(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     if axes is None or pads is None:
         if mode != "constant":
             raise n.refuse(f"mode={mode} with pads that are known only when the graph runs")
-        return g.Pad(dy, g.Neg(n.node.inputs[1]), None, n.node.inputs[3] if n.has(3) else None)
+        return _unpad_at_run_time(g, n, dy, rank)
     before, after = [int(p) for p in pads[: len(axes)]], [int(p) for p in pads[len(axes) :]]
     if mode == "constant":
         return _unpad(g, dy, axes, before, after)
@@ -316,6 +316,16 @@ def _unpad(g: Builder, dy: ir.Value, axes: list[int], before: list[int], after: 
     if put:
         dy = g.Pad(dy, [b for _, b, _ in put] + [e for _, _, e in put], None, [a for a, _, _ in put])
     return dy
+
+
+def _unpad_at_run_time(g: Builder, n: Call, dy: ir.Value, rank: int) -> ir.Value:
+    """Put back what was cut (negative pads), then cut what was padded."""
+    pads = n.node.inputs[1]
+    axes = n.node.inputs[3] if n.has(3) else g.constant(list(range(rank)))
+    dy = g.Pad(dy, g.Max(g.Neg(pads), [0]), None, axes)
+    before = g.emit("Split", [g.Max(pads, [0])], {"axis": 0, "num_outputs": 2}, outputs=2)[0]
+    sizes = n.shape() if not n.has(3) else g.Gather(n.shape(), axes, axis=0)
+    return g.Slice(dy, before, g.Add(before, sizes), axes)
 
 
 @rule("Trilu")
