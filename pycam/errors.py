@@ -35,11 +35,13 @@ class UnsupportedOpError(ModelError):
 
     Attributes:
         op: The operator, as `domain::Op` where it has a domain.
+        value: The name of the first output of its node.
     """
 
-    def __init__(self, message: str, op: str = "") -> None:
+    def __init__(self, message: str, op: str = "", value: str = "") -> None:
         super().__init__(message)
         self.op = op
+        self.value = value
 
 
 class BatchAxisError(UnsupportedOpError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import onnx_ir as ir
@@ -16,6 +16,8 @@ Operand: TypeAlias = Any  # ir.Value, float, int, sequence of int, ndarray, or N
 
 Lower: TypeAlias = Literal["fast", "portable"]
 """Where an op's gradient has two forms: what measures fastest on onnxruntime, or what every runtime gets right."""
+
+LOWERS: tuple[Lower, ...] = get_args(Lower)
 
 _INT64_OUT = {"Shape", "Size", "ArgMax", "ArgMin", "NonZero"}
 _BOOL_OUT = {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf"}
@@ -84,7 +86,7 @@ class Builder:
             simpler = PEEPHOLES[op](self, values, attributes)
             if simpler is not None:
                 return (simpler,)
-        attrs = ir.convenience.convert_attributes(attributes) if attributes else ()
+        attrs = [_attribute(name, value) for name, value in attributes.items()]
         node = ir.Node("", op, values, attrs, num_outputs=outputs, name=self.fresh(op))
         for i, value in enumerate(node.outputs):
             value.name = node.name if i == 0 else f"{node.name}.{i}"
@@ -146,6 +148,21 @@ def constant_of(value: ir.Value | None) -> NDArray[Any] | None:
     return value.const_value.numpy()
 
 
+def _attribute(name: str, value: Any) -> ir.Attr:
+    """As onnx-ir's own conversion, which takes ten times as long to find out what a plain int is."""
+    kind = type(value[0] if isinstance(value, list) and value else value)
+    make = (_LISTS if isinstance(value, list) else _SCALARS).get(kind)
+    return make(name, value) if make is not None else ir.convenience.convert_attribute(name, value)
+
+
+_SCALARS: dict[type, Callable[[str, Any], ir.Attr]] = {
+    int: ir.AttrInt64,
+    float: ir.AttrFloat32,
+    str: ir.AttrString,
+}
+_LISTS: dict[type, Callable[[str, Any], ir.Attr]] = {int: ir.AttrInt64s, float: ir.AttrFloat32s, str: ir.AttrStrings}
+
+
 def _dtype(op: str, values: list[ir.Value | None], attributes: dict[str, Any], output: int) -> ir.DataType | None:
     if op in _INT64_OUT or (op in ("TopK", "MaxPool") and output == 1):
         return ir.DataType.INT64
@@ -155,5 +172,7 @@ def _dtype(op: str, values: list[ir.Value | None], attributes: dict[str, Any], o
         return ir.DataType(attributes["to"])
     if op == "ConstantOfShape":
         return ir.DataType(attributes["value"].dtype) if "value" in attributes else ir.DataType.FLOAT
-    source = values[{"Where": 1, "OneHot": 2}.get(op, 0)]
+    if op == "QuantizeLinear" and len(values) < 3:
+        return ir.DataType(attributes.get("output_dtype", ir.DataType.UINT8))
+    source = values[{"Where": 1, "OneHot": 2, "QuantizeLinear": 2, "DequantizeLinear": 1}.get(op, 0)]
     return source.dtype if source is not None else None

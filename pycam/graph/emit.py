@@ -14,6 +14,9 @@ from pycam.errors import ModelError
 
 from .builder import PREFIX, Builder
 from .constants import fold_constants
+from .pads import pad_every_axis
+from .portable import spell_portably
+from .quantised import keep_from_propagation
 
 
 def add_output(
@@ -28,17 +31,34 @@ def add_output(
     graph.outputs.append(output)
 
 
+def _name_presents(graph: ir.Graph) -> None:
+    """onnxruntime refuses an Attention with a past whose present (outputs 1 and 2) has no name, unused as it may be."""
+    for node in graph:
+        if node.op_type == "Attention" and node.domain == "" and len(node.inputs) > 4 and node.inputs[4] is not None:
+            node.resize_outputs(max(len(node.outputs), 3))
+            for i, present in enumerate(node.outputs[1:3], 1):
+                present.name = present.name or f"{node.outputs[0].name}/present_{i}"
+
+
 _PROTOBUF_LIMIT = 2**31 - 2**20  # bytes of weights; the rest is room for the graph
 
 
-def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_alone: bool) -> onnx.ModelProto:
+def finish(
+    model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_alone: bool, portable: bool = False
+) -> onnx.ModelProto:
     """Fold what became constant, drop what nobody reads, and make a protobuf.
 
     With `stand_alone` the weights are read in; without, those that lie in files stay there, and the result refers to
     them by file name: it runs only with the folder of the original model at hand, but costs no memory.
+    With `portable`, forms that some runtime gets wrong are spelt otherwise, in the forward part as well.
     """
     fold_constants(model)
     passes.RemoveUnusedNodesPass()(model)
+    keep_from_propagation(model.graph)
+    pad_every_axis(model)
+    if portable:
+        spell_portably(model.graph)
+    _name_presents(model.graph)
     passes.RemoveUnusedOpsetsPass()(model)
     model.ir_version = max(model.ir_version, 10)
     model.producer_name, model.producer_version = "pycam", pycam.__version__
@@ -58,7 +78,16 @@ def finish(model: ir.Model, metadata: Mapping[str, str] | None = None, *, stand_
         for entry in tensor.external_data:
             if entry.key == "location" and os.path.isabs(entry.value):  # the model's own file, see normalise
                 entry.value = os.path.basename(entry.value)
-    shaped = [v for v in proto.graph.value_info if v.type.tensor_type.HasField("shape")]
-    del proto.graph.value_info[:]
-    proto.graph.value_info.extend(shaped)  # a type without a shape says nothing the runtime does not know
+    _drop_unshaped(proto.graph)
     return proto
+
+
+def _drop_unshaped(graph: onnx.GraphProto) -> None:
+    """A type without a shape says nothing the runtime does not know."""
+    shaped = [v for v in graph.value_info if v.type.tensor_type.HasField("shape")]
+    del graph.value_info[:]
+    graph.value_info.extend(shaped)
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+                _drop_unshaped(body)

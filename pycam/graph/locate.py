@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import onnx_ir as ir
 
-from pycam.errors import LayerError, ModelError, nearest
-from pycam.grad.reverse import between
+from pycam.errors import LayerError, ModelError, UnsupportedOpError, nearest
+from pycam.grad.coverage import covered, gaps
+from pycam.grad.reverse import Path, between, carries_gradient
 
+from .builder import PREFIX, Builder
 from .cost import macs
+from .quantised import as_read, before_rounding, is_quantised
+from .shapes import reads
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
+_LAYOUT_SENSITIVE = {
+    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize"),
+    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth"),
+}
+"""Ops that take (N, C, h, w) only."""
+_MOVES = {"Concat", "Slice", "Split", "Pad", "Gather"}
+"""Ops that keep the axes and change their sizes."""
 _POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
@@ -59,12 +71,12 @@ def locate_score(graph: ir.Graph, output: str | None = None) -> Score:
     if output is not None and output not in outputs:
         raise ModelError(f"the model has no output {output!r}; it has {nearest(output, outputs)}")
     y = outputs[output] if output is not None else graph.outputs[0]
-    if y.dtype not in _FLOATS:
+    if y.dtype not in _FLOATS and not is_quantised(y):
         raise ModelError(
             f"the output {y.name!r} holds {y.dtype} and cannot be differentiated; "
             f"name another one of {nearest(y.name or '', outputs)}"
         )
-    named = _before(y, "Identity") or y
+    named = _before(y, "Identity") or _before(y, "QuantizeLinear") or y
     for op in ("Softmax", "LogSoftmax"):
         logit = _before(named, op)
         if logit is not None:
@@ -75,8 +87,8 @@ def locate_score(graph: ir.Graph, output: str | None = None) -> Score:
 
 
 def _before(value: ir.Value, op: str) -> ir.Value | None:
-    """The input of the node that makes `value`, if that is an `op`."""
-    node = value.producer()
+    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`."""
+    node = before_rounding(value).producer()
     return node.inputs[0] if node is not None and node.op_type == op and node.domain == "" else None
 
 
@@ -102,20 +114,47 @@ def list_layers(graph: ir.Graph, score: ir.Value) -> list[Layer]:
     for node in graph:
         done += cost[node]
         y = node.outputs[0]
-        if y in on_path and y is not score and spatial(y):
+        if y in on_path and y is not score and spatial(y) and as_read(y) is y:
             layers.append(Layer(y.name or "", module_path(node), node.op_type, dims(y), 1.0 - done / total))
     return layers
 
 
+def workable_layers(graph: ir.Graph, score: ir.Value, broken: str = "") -> list[str]:
+    """Names of the spatial values behind which every op has a gradient; `broken` names a value whose op has none."""
+    nodes = [node for node in graph if not (node.outputs[0].name or "").startswith(f"{PREFIX}/")]
+    path = _path(nodes, graph.inputs, score)
+    without = {*gaps(path), *(node for node in path.nodes if node.outputs[0].name == broken)}
+    fine = covered(nodes, score, without)
+    return [y.name or "" for node in nodes for y in node.outputs[:1] if y in fine and y is not score and spatial(y)]
+
+
+def with_workable_layers(error: UnsupportedOpError, graph: ir.Graph, score: ir.Value) -> UnsupportedOpError:
+    """The error with the layers that would still work."""
+    names = workable_layers(graph, score, error.value)
+    shown = ", ".join(names[-5:]) + (f" and {len(names) - 5} before them" if len(names) > 5 else "")
+    help_ = f"layers that would still work: {shown}" if names else "no layer lies behind it"
+    return UnsupportedOpError(f"{error}; {help_}", error.op, error.value)
+
+
 def path_values(graph: ir.Graph, score: ir.Value) -> set[ir.Value]:
-    """The values between the graph's inputs and the score."""
-    return between(list(graph), list(graph.inputs), [score]).values
+    """The values between the graph's inputs and the score from which a differentiable path leads to the score."""
+    return _path(list(graph), graph.inputs, score).values
+
+
+def _path(nodes: Sequence[ir.Node], inputs: Sequence[ir.Value], score: ir.Value) -> Path:
+    """What lies between `inputs` and the score; a Floor in front of a layer is no matter."""
+    reached = set(inputs)
+    for node in nodes:
+        if any(x in reached for x in reads(node)):
+            reached.update(y for y in node.outputs if carries_gradient(y))
+    return between(nodes, list(reached), [score])
 
 
 def spatial(value: ir.Value) -> bool:
     """Whether a value looks like (N, C, h, w) features with more than one position."""
     shape = dims(value)
-    return value.dtype in _FLOATS and len(shape) == 4 and all(d != 1 for d in shape[2:])
+    size = shape[1:3] if channels_last(value) else shape[2:]
+    return value.dtype in _FLOATS and len(shape) == 4 and all(d != 1 for d in size)
 
 
 def dims(value: ir.Value) -> tuple[int | str, ...]:
@@ -157,6 +196,17 @@ def _scopes(node: ir.Node) -> set[str]:
     return inside | set(parts) if separator == "/" else inside
 
 
+_NUMBER = re.compile(r"_\d+(?=/|$)")
+
+
+def _renumbered(graph: ir.Graph) -> bool:
+    """Whether Keras 3 exported the model, which numbers every layer once more: `conv2d` becomes `conv2d_1`, and
+    `conv2d_1` then `conv2d_1_2`."""
+    names = [(node.name or "").split(";")[0] for node in graph]
+    paths = [name.split("/")[:-1] for name in names if "/" in name and not name.startswith("/")]
+    return bool(paths) and all(re.search(r"_\d+$", part) for path in paths for part in path[:2])
+
+
 def _named(graph: ir.Graph, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
     by_value = {y.name or "": y for node in graph for y in node.outputs}
     by_node = {node.name or "": node.outputs[0] for node in graph}
@@ -168,25 +218,58 @@ def _named(graph: ir.Graph, name: str, score: ir.Value, on_path: set[ir.Value]) 
         for copy in value.meta.get("dropped", ())
         for alias in (copy.outputs[0].name, copy.name, module_path(copy))
     }
-    for table in (by_value, by_node, by_module, by_copy):
+    by_keras = {_NUMBER.sub("", scope): y for scope, y in by_module.items()} if _renumbered(graph) else {}
+    for table in (by_value, by_node, by_keras, by_module, by_copy):
         if name and name in table:
-            return _usable(table[name], name, score, on_path)
-    known = [*by_module, *(y for y, value in by_value.items() if value in on_path and spatial(value))]
+            return _usable(graph, table[name], name, score, on_path)
+    known = [*(by_keras or by_module), *(y for y, value in by_value.items() if value in on_path and spatial(value))]
     raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, known)}. `pycam layers` lists them all")
 
 
-def _channels_first(value: ir.Value) -> ir.Value:
-    """`value` (N, h, w, C) before the Transpose that made it: converters from TensorFlow end a block like that."""
-    node = value.producer()
-    moved = (
-        node is not None and node.op_type == "Transpose" and list(node.attributes.get_ints("perm", [])) == [0, 2, 3, 1]
-    )
-    before = node.inputs[0] if node is not None and moved else None
-    return before if before is not None and not before.is_graph_input() else value
+_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
-def _usable(value: ir.Value, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
-    value = _channels_first(value)
+def channels_last(value: ir.Value) -> bool:
+    """Whether features are (N, h, w, C): a Transpose made them so, and nothing but elementwise ops came after it."""
+    while (node := before_rounding(value).producer()) is not None and node.op_type not in _LAYOUT_SENSITIVE:
+        if node.op_type == "Transpose":
+            return list(node.attributes.get_ints("perm", [])) == _TO_LAST
+        alike = [x for x in node.inputs if x is not None and x.const_value is None and _same_features(x, value)]
+        if not alike:
+            return False
+        value = alike[0]
+    return False
+
+
+def _same_features(x: ir.Value, y: ir.Value) -> bool:
+    """Whether two values have the same axes but for the batch, whose name inference often loses."""
+    return len(dims(x)) == len(dims(y)) and dims(x)[1:] == dims(y)[1:]
+
+
+def _channels_first(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """`value`, if it is (N, h, w, C), as (N, C, h, w): before the Transpose that made it (converters from TensorFlow
+    end a block like that), else between two Transposes, there and back, that are put behind it."""
+    node = before_rounding(value).producer()
+    if node is None or not channels_last(value):
+        return value
+    before = node.inputs[0] if node.op_type == "Transpose" else None
+    if before is not None and not before.is_graph_input():
+        return before
+    g, uses = Builder(graph), list(value.uses())
+    first = g.Transpose(value, perm=_TO_FIRST)
+    back = g.Transpose(first, perm=_TO_LAST)
+    assert value.shape is not None
+    n, h, w, c = value.shape
+    first.type, first.shape, first.name = value.type, ir.Shape([n, c, h, w]), g.free(f"{value.name}/channels_first")
+    back.type, back.shape = value.type, ir.Shape([n, h, w, c])
+    for user, i in uses:
+        user.replace_input_with(i, back)
+    graph.sort()  # the two were put at the end
+    return first
+
+
+def _usable(graph: ir.Graph, value: ir.Value, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
+    value = as_read(value)
     if value is score or value not in on_path:
         raise LayerError(
             f"the layer {name!r} ({value.name!r}) does not lead to the score {score.name!r}: "
@@ -197,19 +280,36 @@ def _usable(value: ir.Value, name: str, score: ir.Value, on_path: set[ir.Value])
             f"the layer {name!r} ({value.name!r}) has shape {list(dims(value))} and dtype {value.dtype}; "
             "a class activation map needs features (N, C, h, w), see `pycam layers`"
         )
-    return value
+    return as_read(_channels_first(graph, value))
+
+
+def _on_grid(graph: ir.Graph) -> set[ir.Value]:
+    """The values that lie on the grid of the image's positions. Queries, keys and the weights of attention have four
+    axes as well, but none for height and width."""
+    grid = {x for x in graph.inputs if len(dims(x)) == 4}
+    for node in graph:
+        inputs = [x for x in node.inputs if x in grid]
+        if node.op_type == "Transpose":
+            stays = list(node.attributes.get_ints("perm", [])) in (_TO_FIRST, _TO_LAST)
+        else:
+            stays = node.op_type in _MOVES or any(_same_features(x, node.outputs[0]) for x in inputs)
+        if node.op_type in _LAYOUT_SENSITIVE or (inputs and stays):
+            grid.update(node.outputs)
+    return grid
 
 
 def _automatic(graph: ir.Graph, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
     """The last spatial features before they are pooled or flattened."""
     values = [y for node in graph for y in node.outputs if y in on_path and y is not score and spatial(y)]
+    grid = _on_grid(graph)
+    values = [v for v in values if v in grid] or values
     if not values:
         raise LayerError(
             "layer='auto' found no spatial features (N, C, h, w) between the input and the score "
             f"{score.name!r}: name a layer"
         )
-    value = _channels_first(values[-1])
-    while (node := value.producer()) is not None and node.op_type in _POOLS:
+    value = as_read(_channels_first(graph, as_read(values[-1])))
+    while (node := before_rounding(value).producer()) is not None and node.op_type in _POOLS:
         before = node.inputs[0]
         if before is None or before not in on_path or not spatial(before) or before.is_graph_input():
             break

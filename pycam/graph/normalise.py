@@ -18,9 +18,17 @@ import onnx_ir.passes.common as passes
 
 from pycam.errors import ModelError
 
+from . import contrib
+from .branches import fold_ifs, forget_shapes, open_subgraphs
 from .builder import constant_of
 from .constants import fold_constants
+from .inference import infer_shapes
 from .load import Loaded
+from .pools import settle_pools
+from .qoperator import spell_out
+from .reshapes import settle_reshapes
+from .sequences import resolve_sequences
+from .shapes import UNKNOWN, all_graphs
 from .skeleton import LARGE
 
 OPSET = 21
@@ -36,15 +44,17 @@ def normalise(loaded: Loaded) -> ir.Model:
     """
     proto = loaded.proto
     try:
+        contrib.refuse_layouts(proto)
         skeleton, weights = _split(proto)
     except UnicodeDecodeError as error:
         raise ModelError(f"the model is not valid ONNX: a name in it is no text ({error})") from None
-    skeleton = _one_opset(_flatten(skeleton))
-    model = ir.from_proto(_infer_shapes(skeleton))
+    contrib.hide(skeleton)
+    _spell_out_onesided(skeleton)
+    model = _with_shapes(spell_out(_one_opset(_flatten(skeleton))))
+    contrib.show(model)
     _attach(model, weights, loaded.folder, loaded.file)
     _restore_names(model, proto)
-    passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    fold_constants(model)
+    fold_constants(model)  # now what is computed from weights as well
     _drop(model, _pass_through)
     passes.RemoveUnusedNodesPass()(model)
     return model
@@ -65,9 +75,19 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
     known = {t.name for t in proto.graph.initializer}
     graph.input.extend(v for v in proto.graph.input if v.name not in known)
     graph.input.extend(onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in weights.values())
+    for opset in [*skeleton.opset_import, *(o for function in skeleton.functions for o in function.opset_import)]:
+        opset.domain = "" if opset.domain == "ai.onnx" else opset.domain  # onnx-ir spells it so for nodes only
     if skeleton.ir_version < 4:  # then every initialiser had to be an input too
         skeleton.ir_version = 4
     return skeleton, weights
+
+
+def _spell_out_onesided(skeleton: onnx.ModelProto) -> None:
+    """onnx's inference takes the attribute of STFT for 0 where it is left out, which means 1."""
+    for graph in all_graphs(skeleton.graph):
+        for node in graph.node:
+            if node.op_type == "STFT" and not any(a.name == "onesided" for a in node.attribute):
+                node.attribute.append(onnx.helper.make_attribute("onesided", 1))
 
 
 def _copy(field: object, value: object, target: object) -> None:
@@ -98,7 +118,7 @@ def _flatten(skeleton: onnx.ModelProto) -> onnx.ModelProto:
             cause = cause.__cause__
         raise ModelError(f"the model is not valid ONNX: {str(cause).strip()}") from error
     if skeleton.functions:
-        skeleton = onnx.inliner.inline_local_functions(skeleton)
+        skeleton = _inline(skeleton)
     try:
         onnx.checker.check_model(skeleton)
     except onnx.checker.ValidationError as error:
@@ -106,10 +126,37 @@ def _flatten(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     return skeleton
 
 
+def _inline(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+    """Functions inlined. Exporters give the domains of functions (jax2onnx) or the opset within them (onnxscript) other
+    versions than the model does, and onnx would silently leave such calls."""
+    versions = {o.domain: o.version for o in skeleton.opset_import}
+    local = {function.domain for function in skeleton.functions}
+    imported = [opset for function in skeleton.functions for opset in function.opset_import]
+    for opset in imported:
+        if opset.domain in local:  # no operator set: the version tells nothing
+            opset.version = versions.get(opset.domain, opset.version)
+    if all(opset.version == versions.get(opset.domain, opset.version) for opset in imported):
+        return onnx.inliner.inline_local_functions(skeleton)
+    declared = list(skeleton.graph.value_info)
+    typed = onnx.shape_inference.infer_shapes(skeleton)  # the version converter asks for the type of every value
+    try:
+        inlined = onnx.inliner.inline_local_functions(typed, convert_version=True)
+    except RuntimeError as error:
+        raise ModelError(
+            f"cannot convert the model's functions to its own opset: {str(error).strip()}; export it with one opset"
+        ) from error
+    del inlined.graph.value_info[:]
+    inlined.graph.value_info.extend(declared)
+    return inlined
+
+
 def _one_opset(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     version = next((o.version for o in skeleton.opset_import if o.domain in ("", "ai.onnx")), None)
-    if version is None or version >= OPSET:
-        if version is not None and version > NEWEST:
+    if version is None:  # only ops of other domains; what pycam adds is standard
+        skeleton.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+        return skeleton
+    if version >= OPSET:
+        if version > NEWEST:
             raise ModelError(
                 f"the model uses opset {version}; this onnx package knows opsets up to {NEWEST}: "
                 "update onnx, or export to an older opset"
@@ -126,27 +173,49 @@ def _one_opset(skeleton: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
-def _infer_shapes(skeleton: onnx.ModelProto) -> onnx.ModelProto:
+def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
+    """Constant nodes made initialisers, shapes inferred, and constants folded that shapes depend on (or that depend on
+    shapes), until no more becomes known."""
+    # A shape with nameless sizes, of an exporter or of the version converter, would keep inference from naming them.
+    infos = [v for v in skeleton.graph.value_info if all(_named(d) for d in v.type.tensor_type.shape.dim)]
+    del skeleton.graph.value_info[:]
+    skeleton.graph.value_info.extend(infos)
+    declared = [v.name for v in infos]
+    outputs = {v.name: v for v in skeleton.graph.output}
+    renamed: dict[str, str] = {}
+    while True:
+        inferred, contradiction = _infer_shapes(skeleton)
+        model = ir.from_proto(inferred)
+        changes = [open_subgraphs(model, renamed), fold_constants(model), fold_ifs(model, renamed)]
+        settled = settle_reshapes(model)
+        declared += settled
+        if not any((*changes, resolve_sequences(model), settled, settle_pools(model))):
+            if contradiction is not None:
+                raise contradiction
+            return model
+        skeleton = ir.to_proto(model)
+        forget_shapes(skeleton.graph)
+        # Dimensions that were unknown got names; they would be taken for the model's own.
+        infos = [v for v in skeleton.graph.value_info if v.name in declared]
+        del skeleton.graph.value_info[:]
+        skeleton.graph.value_info.extend(infos)
+        for v in skeleton.graph.output:
+            v.CopyFrom(outputs.get(v.name, v))
+
+
+def _named(dim: onnx.TensorShapeProto.Dimension) -> bool:
+    return bool(dim.HasField("dim_value") or (dim.dim_param and not dim.dim_param.startswith(UNKNOWN)))
+
+
+def _infer_shapes(skeleton: onnx.ModelProto) -> tuple[onnx.ModelProto, ModelError | None]:
+    """The model with its shapes; and how they contradict each other, which they may in a branch that is never taken."""
     try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, strict_mode=True, data_prop=True)
-        while _shape_alike(inferred):
-            inferred = onnx.shape_inference.infer_shapes(inferred, strict_mode=True, data_prop=True)
-        return inferred
+        return infer_shapes(skeleton), None
     except onnx.shape_inference.InferenceError as error:
-        raise ModelError(f"the model's shapes contradict each other: {str(error).strip()}") from None
-
-
-def _shape_alike(proto: onnx.ModelProto) -> bool:
-    """Give the first GroupNormalization without a shape that of its input (onnx infers none); whether there was one."""
-    known = {v.name: v for v in [*proto.graph.input, *proto.graph.value_info, *proto.graph.output]}
-    for node in proto.graph.node:
-        if node.op_type == "GroupNormalization" and node.output[0] not in known and node.input[0] in known:
-            info = onnx.ValueInfoProto()
-            info.CopyFrom(known[node.input[0]])
-            info.name = node.output[0]
-            proto.graph.value_info.append(info)
-            return True
-    return False
+        contradiction = ModelError(f"the model's shapes contradict each other: {str(error).strip()}")
+        if not any(node.op_type == "If" for graph in all_graphs(skeleton.graph) for node in graph.node):
+            raise contradiction from None
+        return infer_shapes(skeleton, strict=False), contradiction
 
 
 def _attach(model: ir.Model, weights: dict[str, onnx.TensorProto], folder: Path, own: str) -> None:
@@ -170,27 +239,29 @@ def _attach(model: ir.Model, weights: dict[str, onnx.TensorProto], folder: Path,
 
 
 def _restore_names(model: ir.Model, proto: onnx.ModelProto) -> None:
-    """Take from the original nodes what the version converter loses (module paths); undo what it gives out twice."""
+    """Take from the original nodes what the version converter and the inliner lose (module paths, names); undo what
+    they give out twice."""
     original = {y: node for node in proto.graph.node for y in node.output}
     taken: set[str] = set()
-    for node in model.graph:
-        source = original.get(node.outputs[0].name or "")
+    for node in model.graph.all_nodes():
+        source = original.get(node.outputs[0].name or "") if node.outputs else None
         if source is not None:
-            node.name = node.name or source.name
+            node.name = source.name or node.name  # also where a function was called: that is the name people know
             node.metadata_props.update({p.key: p.value for p in source.metadata_props})
-        if node.name in taken:
-            node.name = f"{node.name}/{len(taken)}"
-        if node.name:
-            taken.add(node.name)
+        name, number = node.name, len(taken)
+        while node.name and node.name in taken:  # no "/": that would make a module of the name
+            node.name, number = f"{name}_{number}", number + 1
+        taken.add(node.name or "")
 
 
 def _drop(model: ir.Model, what: Callable[[ir.Node], bool]) -> None:
     """Remove nodes whose output equals their first input; one that makes a graph output stays: no name is lost."""
-    for node in list(model.graph):
+    for node in list(model.graph.all_nodes()):
         x, y = (node.inputs or [None])[0], node.outputs[0]
         if x is not None and not y.is_graph_output() and what(node):
             y.replace_all_uses_with(x)
-            model.graph.remove(node, safe=True)
+            assert isinstance(node.graph, ir.Graph)
+            node.graph.remove(node, safe=True)
             # People know the layer by the copy's names as well.
             x.meta["dropped"] = [*x.meta.get("dropped", ()), *y.meta.get("dropped", ()), node]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 import onnx_ir as ir
 
-_UNKNOWN = "unk__"  # how onnx's inference begins the names that it makes up
+UNKNOWN = "unk__"
+"""How onnx's inference begins the names that it makes up for sizes; they mean nothing beyond one run of it."""
 _SMALL = 256
 """Numbers up to which a constant may be a shape, an axis list or the like, which inference must see."""
 
@@ -55,6 +57,7 @@ def infer(nodes: Sequence[ir.Node], opsets: Mapping[str, int], fresh: str) -> No
     graph.node.extend(ir.to_proto(node) for node in nodes)
     imports = [onnx.helper.make_opsetid(domain, version) for domain, version in opsets.items()]
     proto = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
+    lend_constants(proto.graph)
     inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     for info in inferred.graph.value_info:
         value, kind = made.get(info.name), info.type.tensor_type
@@ -65,8 +68,55 @@ def infer(nodes: Sequence[ir.Node], opsets: Mapping[str, int], fresh: str) -> No
             value.shape = ir.Shape([_dim(d, fresh) for d in kind.shape.dim])
 
 
+def lend_constants(graph: onnx.GraphProto) -> None:
+    """Give subgraphs copies of the small constants of `graph` that they read: inference does not look around them."""
+    _lend(graph, {t.name: t for t in graph.initializer if _count(t) <= _SMALL}, inner=False)
+
+
+def _lend(graph: onnx.GraphProto, known: Mapping[str, onnx.TensorProto], *, inner: bool) -> None:
+    if inner:
+        read = dict.fromkeys(x for node in graph.node for x in node.input)
+        graph.initializer.extend(known[x] for x in read if x in known)
+    for body in bodies(graph):
+        _lend(body, known, inner=True)
+
+
+def take_back_constants(graph: onnx.GraphProto) -> None:
+    """Undo `lend_constants`."""
+    lent = {t.name for t in graph.initializer}
+    for body in bodies(graph):
+        _drop_initializers(body, lent)
+
+
+def _drop_initializers(graph: onnx.GraphProto, names: set[str]) -> None:
+    own = [t for t in graph.initializer if t.name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(own)
+    for body in bodies(graph):
+        _drop_initializers(body, names)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph, the subgraphs of its nodes, theirs, …"""
+    yield graph
+    for body in bodies(graph):
+        yield from all_graphs(body)
+
+
+def bodies(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield attribute.g
+            yield from attribute.graphs
+
+
+def _count(tensor: onnx.TensorProto) -> int:
+    return math.prod(tensor.dims)
+
+
 def _dim(dim: onnx.TensorShapeProto.Dimension, fresh: str) -> int | str | None:
     if dim.HasField("dim_value"):
         return int(dim.dim_value)
     name = str(dim.dim_param)
-    return (f"{fresh}{name}" if name.startswith(_UNKNOWN) else name) or None
+    return (f"{fresh}{name}" if name.startswith(UNKNOWN) else name) or None

@@ -159,17 +159,48 @@ def matmul(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value |
 
 
 def reshape(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:
-    """`reshape(reshape(x)) = reshape(x)`, unless the outer shape copies sizes (0) from the inner one."""
+    """`reshape(reshape(x)) = reshape(x)`, unless the outer shape copies a size (0) that only the inner one has."""
     inner, shape = _producer(inputs[0], "Reshape"), inputs[1]
-    sizes = _ints(shape)
-    if (
-        inner is None
-        or shape is None
-        or (sizes is not None and 0 in sizes)
-        or (sizes is None and "tail" not in shape.meta)
-    ):
+    if inner is None or shape is None:
         return None
+    sizes = _ints(shape)
+    if sizes is None and "tail" not in shape.meta:
+        return None
+    if sizes is not None and 0 in sizes:
+        between = _ints(inner.inputs[1])
+        literal = attributes.get("allowzero", 0) or inner.attributes.get_int("allowzero", 0)
+        if between is None or literal:
+            return None
+        if any(s == 0 and between[i] == -1 for i, s in enumerate(sizes)) and -1 in sizes:
+            # then what is free in the outer one must be known: it is what its copies leave of the inner one
+            rest = [b for i, b in enumerate(between) if i >= len(sizes) or sizes[i] != 0]
+            if min(rest, default=1) < 1:
+                return None
+            free = math.prod(rest) // math.prod(s for s in sizes if s > 0)
+            sizes = [free if s == -1 else s for s in sizes]
+        # where the inner one copies as well, 0 has the same meaning for `x`
+        shape = g.constant([s or between[i] for i, s in enumerate(sizes)])
     return g.emit("Reshape", [inner.inputs[0], shape], attributes)[0]
+
+
+def conv(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:
+    """`conv(expand(x)) = expand(conv(x))` over the positions, for kernels of one position."""
+    found, weight = spread_of(inputs[0]), inputs[1]
+    shape = _ints(found[1]) if found is not None else None
+    if found is None or shape is None or weight is None or weight.shape is None:
+        return None
+    positions = len(weight.shape) - 2
+    plain = (
+        all(k == 1 for k in list(weight.shape)[2:])
+        and all(s == 1 for s in attributes.get("strides", []))
+        and not any(attributes.get("pads", []))
+        and "auto_pad" not in attributes
+    )
+    if not plain or len(shape) != positions + 2 or min(found[2].axes) < -positions:
+        return None
+    stretched = [s if i - len(shape) in found[2].axes else 1 for i, s in enumerate(shape)]
+    small = g.emit("Conv", [found[0], *inputs[1:]], attributes)[0]
+    return expand(g, small, g.constant(stretched), found[2])
 
 
 def _negative_axes(inputs: Inputs) -> tuple[int, ...] | None:
@@ -211,4 +242,5 @@ PEEPHOLES: dict[str, Peephole] = {
     "ReduceSum": reduce_sum,
     "MatMul": matmul,
     "Reshape": reshape,
+    "Conv": conv,
 }

@@ -53,3 +53,15 @@ def test_a_tensor_of_the_user_keeps_its_name() -> None:
     model = pycam.vjp(onnx.parser.parse_model(text), ["pycamera"])
     assert "pycamera" in {name for node in model.graph.node for name in node.output}
     assert [o.name for o in model.graph.output] == ["y", "pycamera.gradient"]
+
+
+def test_sizes_that_inference_names_itself_are_not_told() -> None:
+    """Spelling out a Pad infers shapes anew; tract takes another name for a size for another size."""
+    text = "(float[N, 3, 6] x) => (float[N, 4] y) { r = Reshape(x, shape) y = Slice(r, two, six, one) }"
+    model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 21]> f {text}')
+    values = {"shape": [-1, 18], "two": [2], "six": [6], "one": [1]}
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(v), k) for k, v in values.items())
+    differentiated = pycam.vjp(model, ["x"])
+    assert "Pad" in {node.op_type for node in differentiated.graph.node}
+    names = {d.dim_param for v in differentiated.graph.value_info for d in v.type.tensor_type.shape.dim}
+    assert not [name for name in names if name.startswith("pads")]

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from pycam.errors import ModelError
 from pycam.graph.emit import finish
 from pycam.graph.load import load
+from pycam.graph.locate import module_path
 from pycam.graph.normalise import NEWEST, OLDEST, OPSET, normalise
 
 Net = Callable[..., onnx.ModelProto]
@@ -331,3 +332,56 @@ def test_values_have_types(text_model: Any) -> None:
     for node in normalise(load(model)).graph:
         assert node.outputs[0].dtype == TensorProto.FLOAT
         assert node.outputs[0].shape is not None
+
+
+def test_functions_are_inlined_whatever_versions_they_name(text_model: Any, draw: Any, same: Any) -> None:
+    """jax2onnx gives the domain of a function another version inside than outside, onnxscript the default domain."""
+    for own, default in ((1, 21), (21, 21), (1, 18), (21, 18)):
+        model = onnx.parser.parse_model(
+            f"""<ir_version: 10, opset_import: ["" : 21, "block" : 1]>
+            g (float[N, 4] x) => (float[N, 4] y) {{ a = Relu(x) [first] b = block.F(a) [second] y = block.F(b) }}
+            <domain: "block", opset_import: ["" : {default}, "block" : {own}]>
+            F (u) => (v) {{ [inner] t = Tanh(u) [last] v = Add(t, u) }}"""
+        )
+        normal = same(model, {"x": draw(2, 4)})
+        assert ops(normal) == ["Relu", "Tanh", "Add", "Tanh", "Add"]
+        names = [node.name for node in normal.graph.node]
+        assert [names[2], names[4]] == ["first", "second"]  # what made the function's output is found by its call
+
+
+def test_names_given_twice_make_no_modules(text_model: Any) -> None:
+    model = text_model("(float[N, 4] x) => (float[N, 4] y) { a = Relu(x) b = Tanh(a) y = Tanh(b) }")
+    for node in model.graph.node:
+        node.name = "/block/Act"
+    nodes = list(normalise(load(model)).graph)
+    assert len({node.name for node in nodes}) == 3
+    assert {module_path(node) for node in nodes} == {"block"}
+
+
+def test_the_default_domain_by_its_long_name(text_model: Any, draw: Any, same: Any) -> None:
+    model = text_model("(float[N, 4] x) => (float[N, 4] y) { a = Relu(x) y = Tanh(a) }", opset=13)
+    model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+    normal = same(model, {"x": draw(2, 4)})
+    assert [(o.domain, o.version) for o in normal.opset_import] == [("", OPSET)]
+
+
+def test_shapes_behind_computed_constants(text_model: Any, draw: Any, same: Any) -> None:
+    """paddle2onnx reshapes a bias by a constant behind an Identity, where onnx's inference sees no further."""
+    model = text_model(
+        """(float[N, 3, h, w] x) => (float[N, 4, h2, w2] y) {
+            raw = Constant<value_ints = [1, -1, 1, 1]>()
+            shape = Identity(raw)
+            bias = Reshape(b, shape)
+            pooled = GlobalAveragePool(x)
+            c = Conv(pooled, w1)
+            d = Add(c, bias)
+            y = Relu(d)
+        }""",
+        w1=draw(4, 3, 1, 1),
+        b=draw(4),
+    )
+    normal = same(model, {"x": draw(2, 3, 5, 6)})
+    assert ops(normal) == ["GlobalAveragePool", "Conv", "Add", "Relu"]
+    (shape,) = (node.outputs[0].shape for node in normalise(load(model)).graph if node.op_type == "Add")
+    assert shape is not None
+    assert shape[1:] == (4, 1, 1)

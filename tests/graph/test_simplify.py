@@ -244,8 +244,31 @@ def test_one_hot_times_weights(draw: Any, same: Any, transposed: bool) -> None:
 def test_reshapes_in_a_row(draw: Any, same: Any) -> None:
     x = {"x": draw(2, 3, 4)}
     assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [6, 4]), [8, 3]), x) == ["Reshape"]
-    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [6, 4]), [0, -1]), x) == ["Reshape", "Reshape"]
+    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [6, 4]), [0, -1]), x) == ["Reshape"]
+    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [0, 12]), [0, 4, 3]), x) == ["Reshape"]  # both copy the 2
+    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [-1, 4]), [0, -1]), x) == ["Reshape"]
+    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [-1, 3, 4]), [0, 2, -1]), x) == ["Reshape"]
+    assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [0, -1]), [-1, 0]), x) == ["Reshape", "Reshape"]
     assert same(lambda g, v: g.Reshape(g.Reshape(v["x"], [6, 4]), [-1]), x) == ["Reshape"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "attributes", "ops"),
+    [
+        (1, {}, ["Conv", "Expand"]),
+        (1, {"pads": [0, 0, 0, 0], "strides": [1, 1]}, ["Conv", "Expand"]),
+        (1, {"group": 3}, ["Conv", "Expand"]),
+        (1, {"pads": [1, 1, 1, 1]}, ["Expand", "Conv"]),
+        (1, {"strides": [2, 2]}, ["Expand", "Conv"]),
+        (2, {}, ["Expand", "Conv"]),
+    ],
+)
+def test_a_convolution_of_one_position_stays_small(
+    draw: Any, same: Any, kernel: int, attributes: dict[str, Any], ops: list[str]
+) -> None:
+    """One that sees its neighbours, or pads, is not the same everywhere any more."""
+    weight = draw(6, 1 if "group" in attributes else 3, kernel, kernel)
+    assert same(lambda g, v: g.Conv(spread(g, v["x"]), weight, **attributes), {"x": draw(2, 3, 1, 1)}) == ops
 
 
 def test_a_stretched_value_is_known_as_such(draw: Any) -> None:

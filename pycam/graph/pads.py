@@ -1,0 +1,58 @@
+"""Pads of some axes spelt out as pads of all: a form that onnxruntime's optimizer understands."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from .builder import constant_of
+from .shapes import infer
+
+
+def pad_every_axis(model: ir.Model) -> None:
+    """Replace the input `axes` of every Pad by zeros for the other axes.
+
+    onnxruntime (1.32 and before) moves a Transpose past a Pad and permutes the pads as if there were one for each axis:
+    the session then fails when it runs, or pads another axis.
+    """
+    graph = model.graph
+    partial = [n for n in graph.all_nodes() if n.op_type == "Pad" and n.domain == "" and len(n.inputs) > 3]
+    if not partial:
+        return
+    shapes = [(y, y.shape) for node in graph for y in node.outputs]
+    infer(list(graph), model.opset_imports, "pads")
+    for node in partial:
+        x, pads, _, axes = node.inputs[:4]
+        if x is None or x.shape is None or pads is None or axes is None:
+            continue
+        rank, order = len(x.shape), constant_of(axes)
+        if order is None:
+            continue
+        places = [int(a) % rank for a in order] + [int(a) % rank + rank for a in order]
+        array = constant_of(pads)
+        if array is not None:
+            full = np.zeros(2 * rank, dtype=np.int64)
+            full[places] = array
+            node.replace_input_with(1, _constant(graph, f"{node.name}/pads", full))
+        else:
+            table = np.full(2 * rank, len(places))  # the zero at the end
+            table[places] = np.arange(len(places))
+            zero = _constant(graph, f"{node.name}/zero", np.zeros(1, dtype=np.int64))
+            index = _constant(graph, f"{node.name}/table", table)
+            joined = ir.Node("", "Concat", [pads, zero], [ir.AttrInt64("axis", 0)], name=f"{node.name}/joined")
+            spread = ir.Node("", "Gather", [joined.outputs[0], index], name=f"{node.name}/pads")
+            for new in (joined, spread):
+                new.outputs[0].name, new.outputs[0].type = new.name, ir.TensorType(ir.DataType.INT64)
+            assert node.graph is not None
+            node.graph.insert_before(node, [joined, spread])
+            node.replace_input_with(1, spread.outputs[0])
+        node.resize_inputs(3)
+    for y, shape in shapes:  # the names that inference makes up are no news to a runtime, and confuse tract
+        y.shape = shape
+
+
+def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    graph.register_initializer(value)
+    return value
