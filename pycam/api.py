@@ -15,6 +15,7 @@ from .runtime.feeds import Targets
 from .runtime.metadata import PREPROCESS, read_metadata
 
 if TYPE_CHECKING:
+    from .graph.builder import Lower
     from .graph.locate import Layer
 
 Model = Any  # path, bytes or onnx.ModelProto
@@ -80,6 +81,7 @@ def export(
     outputs: Collection[str] = ("scores", "heatmaps", "raw"),
     preprocess: Preprocess | bool | None = None,
     classes: int | None = None,
+    lower: Lower = "fast",
 ) -> Path:
     """Write the explain graph: one plain ONNX file that any ONNX runtime executes.
 
@@ -94,6 +96,8 @@ def export(
         preprocess: Put preprocessing into the graph, whose input is then `image`, uint8 (N, H, W, 3): a `Preprocess`,
             or True for the one in the model's metadata.
         classes: 1 fixes K to 1, which is cheaper for layers in the middle; None leaves it free.
+        lower: "fast": the gradient in the forms that measure fastest on onnxruntime; "portable": only in forms that
+            OpenVINO, OpenCV, tract and the others get right as well.
 
     Returns:
         The path.
@@ -130,6 +134,7 @@ def export(
         outputs=outputs,
         many=classes != 1,
         preprocess=preprocess or None,
+        lower=lower,
     )
     with replacing(target) as file:
         file.write(graph.model.SerializeToString())

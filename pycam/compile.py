@@ -14,13 +14,13 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .errors import LayerError, MethodError, ModelError
+from .errors import BatchAxisError, InputError, LayerError, MethodError, ModelError, UnsupportedOpError
 from .grad import differentiate
 from .graph import emit
-from .graph.builder import Builder, Lower
+from .graph.builder import LOWERS, Builder, Lower
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
-from .graph.locate import dims, locate_layers, locate_score, module_path
+from .graph.locate import dims, locate_layers, locate_score, module_path, with_workable_layers
 from .graph.normalise import normalise
 from .graph.pixels import AXES, embed_preprocess, image_input, image_size
 from .head.graph import heatmaps
@@ -80,6 +80,8 @@ def compile_model(
         ModelError, LayerError, MethodError, TargetError, UnsupportedOpError: see `pycam.errors`.
     """
     weighing = get(method)
+    if lower not in LOWERS:
+        raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
     wanted = _check_outputs(outputs)
 
     loaded = load(source)
@@ -97,13 +99,20 @@ def compile_model(
 
     g = Builder(graph, lower=lower)
     chosen = class_targets(g, score, batch=dims(image)[0], many=many)
-    grads, repeat = differentiate(g, {score: chosen.cotangent}, layers, chosen.count)
+    try:
+        grads, repeat = differentiate(g, {score: chosen.cotangent}, layers, chosen.count)
+    except BatchAxisError:
+        raise
+    except UnsupportedOpError as error:
+        raise with_workable_layers(error, graph, score) from None
     raws = [
         raw_map(g, weighing, repeat.wide(a), _reached(da, a, score), chosen.count)
         for a, da in zip(layers, grads, strict=True)
     ]
     raws = [g.Cast(raw, to=ir.DataType.FLOAT) if raw.dtype != ir.DataType.FLOAT else raw for raw in raws]
-    maps = heatmaps(g, raws, image_size(g, image, layout)) if "heatmaps" in wanted else None
+    maps = None
+    if "heatmaps" in wanted:
+        maps = heatmaps(g, raws, image_size(g, image, layout), [dims(a)[2:] for a in layers])
 
     spec = Spec(
         method=weighing.name,
@@ -124,7 +133,7 @@ def compile_model(
     )
     _set_outputs(graph, spec, image, chosen, layers, raws, maps)
     metadata = {KEY: spec.to_json()} | ({PREPROCESS: preprocess.to_json()} if preprocess is not None else {})
-    proto = emit.finish(model, metadata, stand_alone=stand_alone)
+    proto = emit.finish(model, metadata, stand_alone=stand_alone, portable=g.portable)
     return ExplainGraph(proto, loaded.folder, spec, repeat.heavy())
 
 

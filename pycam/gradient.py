@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import onnx
 import onnx_ir as ir
 
-from .errors import LayerError, nearest
+from .errors import InputError, LayerError, nearest
 from .grad import differentiate
 from .grad.call import HALF
-from .graph.builder import Builder, Lower
+from .graph.builder import LOWERS, Builder, Lower
 from .graph.emit import add_output, finish
 from .graph.load import Source, load
 from .graph.locate import dims
@@ -28,21 +28,25 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
 
     Returns:
         The model with one more input, `<output>.cotangent` (shape and dtype of that output), and one more output per
-        name, `<wrt>.gradient` (shape and dtype of that value): `Σ cotangent · d output / d wrt`.
-        Standard ONNX ops only.
+        name, `<wrt>.gradient` (shape and dtype of that value): `Σ cotangent · d output / d wrt`.  A name that the model
+        has already, as a gradient of a gradient may, ends in `_pycam`.  Quantised integers are taken for the floats
+        that they stand for.  Standard ONNX ops only.
 
     Raises:
         ModelError: the model cannot be read.
         LayerError: a name is unknown, or no differentiable path leads from it to the output.
         UnsupportedOpError: an op on the path has no gradient rule.
+        InputError: `lower` is neither.
     """
+    if lower not in LOWERS:
+        raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
     graph_model = normalise(load(model))
     graph = graph_model.graph
     y = find_value(graph, output) if output is not None else graph.outputs[0]
     xs = [find_value(graph, name) for name in ([wrt] if isinstance(wrt, str) else wrt)]
-    cotangent = ir.Value(name=f"{y.name}.cotangent", shape=y.shape, type=y.type)
-    graph.inputs.append(cotangent)
     g = Builder(graph, lower=lower)
+    cotangent = ir.Value(name=g.free(f"{y.name}.cotangent"), shape=y.shape, type=ir.TensorType(_type(y)))
+    graph.inputs.append(cotangent)
     grads, _ = differentiate(g, {y: cotangent}, xs)
     for x, grad in zip(xs, grads, strict=True):
         if grad is None:
@@ -51,11 +55,17 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
         add_output(
             graph,
             grad,
-            f"{x.name}.gradient",
+            g.free(f"{x.name}.gradient"),
             list(dims(x)) if x.shape is not None else None,
-            x.dtype or ir.DataType.FLOAT,
+            _type(x),
         )
-    return finish(graph_model, stand_alone=True)
+    return finish(graph_model, stand_alone=True, portable=g.portable)
+
+
+def _type(value: ir.Value) -> ir.DataType:
+    """The dtype of a gradient for `value`: its own; for quantised integers that of the floats they stand for."""
+    floating = value.dtype is not None and value.dtype.is_floating_point()
+    return value.dtype if floating and value.dtype is not None else ir.DataType.FLOAT
 
 
 def find_value(graph: ir.Graph, name: str) -> ir.Value:

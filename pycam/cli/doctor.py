@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 from pycam.errors import PycamError
@@ -59,29 +60,38 @@ def _model(model: str) -> bool:
     except PycamError as error:
         print(f"model: {error}")
         healthy = False
-    missing = _without_rule(model)
-    print(f"ops without a gradient rule between input and score: {', '.join(missing) if missing else 'none'}")
+    try:
+        _coverage(model)
+    except PycamError as error:
+        print(f"coverage: {error}")
     return healthy
 
 
-def _without_rule(model: str) -> list[str]:
-    """Ops on the path from the inputs to the score that stop a gradient because nobody wrote their rule."""
-    from pycam.grad.registry import find, stopped
+def _coverage(model: str) -> None:
+    """The ops between the inputs and the score: how many, and how the rule table has them."""
+    from pycam.grad.coverage import gaps, status
     from pycam.grad.reverse import between
     from pycam.graph.load import load
-    from pycam.graph.locate import locate_score
+    from pycam.graph.locate import list_layers, locate_score, workable_layers
     from pycam.graph.normalise import normalise
 
     graph = normalise(load(model)).graph
-    path = between(list(graph), list(graph.inputs), [locate_score(graph).value])
-    return sorted(
-        {
-            node.op_type
-            for node in path.nodes
-            for i, x in enumerate(node.inputs)
-            if x in path.values and find(node, i) is None and not stopped(node, i)
-        }
-    )
+    score = locate_score(graph).value
+    path = between(list(graph), list(graph.inputs), [score])
+    counts = Counter((node.domain, node.op_type) for node in path.nodes)
+    rows = [
+        [f"{domain}::{op}" if domain else op, str(count), status(op, domain)]
+        for (domain, op), count in sorted(counts.items(), key=lambda entry: entry[0])
+    ]
+    print(table(["op on the path", "nodes", "gradient"], rows))
+    missing = gaps(path)
+    if not missing:
+        print("ops without a gradient between input and score: none")
+        return
+    for node, why in missing.items():
+        print(f"without a gradient: {node.op_type} (node {node.name or node.outputs[0].name!r}): {why}")
+    fine, all_layers = workable_layers(graph, score), list_layers(graph, score)
+    print(f"layers that can be explained all the same: {len(fine)} of {len(all_layers)}: {', '.join(fine) or 'none'}")
 
 
 def _version(package: str) -> str:

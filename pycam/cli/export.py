@@ -27,6 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--one", action="store_true", help="exactly one target per image: cheaper for layers in the middle"
     )
+    parser.add_argument(
+        "--portable",
+        action="store_true",
+        help="only forms that every runtime gets right, in place of the fastest on onnxruntime",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,6 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
         outputs=[name.strip() for name in arguments.outputs.split(",")],
         preprocess=arguments.preprocess or None,
         classes=1 if arguments.one else None,
+        lower="portable" if arguments.portable else "fast",
     )
     spec = Spec.from_metadata(read_metadata(path))
     assert spec is not None

@@ -5,7 +5,35 @@ from importlib import import_module
 from .registry import ops
 from .reverse import differentiate
 
-FAMILIES = ("elementwise", "activation", "linear", "conv", "pool", "reduce", "norm", "shape", "index", "resize")
+FAMILIES = (
+    "elementwise",
+    "quantised",
+    "activation",
+    "linear",
+    "conv",
+    "pool",
+    "reduce",
+    "norm",
+    "shape",
+    "index",
+    "pick",
+    "resize",
+    "scatter",
+    "sample",
+    "roi",
+    "spectral",
+    "count",
+    "declared",
+    "patterns",
+    "control",
+    "recurrent",
+    "einsum",
+    "attention",
+    "state",
+    "loss",
+    "contrib",
+    "contrib_attention",
+)
 for _family in FAMILIES:
     import_module(f".{_family}", __name__)
 

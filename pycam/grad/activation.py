@@ -33,7 +33,7 @@ def leaky_relu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.Mul(dy, where(g, positive, 1.0, alpha, dy))
 
 
-@rule("PRelu", 0, broadcasts=True)
+@rule("PRelu", 0, broadcasts="inputs")
 def prelu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dy·(x > 0 ? 1 : slope)`; `x` and `y` have the same sign if no slope is negative.  The slope at the kink."""
     slope = n.const(1)
@@ -41,7 +41,7 @@ def prelu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.Mul(dy, where(g, positive, 1.0, n.x(1), dy))
 
 
-@rule("PRelu", 1, broadcasts=True)
+@rule("PRelu", 1, broadcasts="inputs")
 def prelu_slope(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = slope·x` where `x ≤ 0` ⇒ `d slope = dy·min(x, 0)`."""
     return g.Mul(dy, g.Min(n.x(0), 0.0))
@@ -137,10 +137,32 @@ def softsign(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 @rule("Swish")
 def swish(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x·σ`, `σ = sigmoid(αx)` ⇒ `dy·(σ + αx·σ(1 − σ)) = dy·(σ + α·y·(1 − σ))`."""
-    alpha = n.attr("alpha", 1.0)
-    sigma = g.Sigmoid(g.Mul(n.x(), alpha) if alpha != 1.0 else n.x())
-    scaled = g.Mul(n.y(), alpha) if alpha != 1.0 else n.y()
-    return g.Mul(dy, g.Add(sigma, g.Mul(scaled, g.Sub(1.0, sigma))))
+    return swish_gradient(g, n, dy, float(n.attr("alpha", 1.0)))
+
+
+def swish_gradient(g: Builder, n: Call, dy: ir.Value, alpha: float) -> ir.Value:
+    """The gradient of `y = x·sigmoid(αx)`, which is node `n`."""
+    sigma = g.Sigmoid(_times(g, n.x(), alpha))
+    return g.Mul(dy, g.Add(sigma, g.Mul(_times(g, n.y(), alpha), g.Sub(1.0, sigma))))
+
+
+def _times(g: Builder, x: ir.Value, alpha: float) -> ir.Value:
+    return g.Mul(x, alpha) if alpha != 1.0 else x
+
+
+@rule("SwiGLU", 0)
+def swiglu_gate(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = a·σ·b`, `σ = sigmoid(αa)` ⇒ `da = dy·b·(σ + α·aσ·(1 − σ))`."""
+    alpha = float(n.attr("alpha", 1.0))
+    sigma = g.Sigmoid(_times(g, n.x(0), alpha))
+    inner = g.Mul(_times(g, g.Mul(n.x(0), sigma), alpha), g.Sub(1.0, sigma))
+    return g.Mul(g.Mul(dy, n.x(1)), g.Add(sigma, inner))
+
+
+@rule("SwiGLU", 1)
+def swiglu_linear(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`y = a·sigmoid(αa)·b` ⇒ `db = dy·a·sigmoid(αa)`."""
+    return g.Mul(dy, g.Mul(n.x(0), g.Sigmoid(_times(g, n.x(0), float(n.attr("alpha", 1.0))))))
 
 
 @rule("Mish")
@@ -156,10 +178,14 @@ def gelu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x·Φ(x)` ⇒ `dy·(Φ + x·φ)`, `Φ = ½(1 + erf(x/√2))`, `φ = exp(−x²/2)/√(2π)`."""
     if n.attr("approximate", "none") == "tanh":
         return _gelu_tanh(g, n, dy)
-    x = n.x()
+    return g.Mul(dy, gelu_slope(g, n.x()))
+
+
+def gelu_slope(g: Builder, x: ir.Value) -> ir.Value:
+    """`Φ(x) + x·φ(x)`."""
     cdf = g.Mul(g.Add(g.Erf(g.Mul(x, math.sqrt(0.5))), 1.0), 0.5)
     pdf = g.Mul(g.Exp(g.Mul(g.Mul(x, x), -0.5)), 1.0 / math.sqrt(2.0 * math.pi))
-    return g.Mul(dy, g.Add(cdf, g.Mul(x, pdf)))
+    return g.Add(cdf, g.Mul(x, pdf))
 
 
 def _gelu_tanh(g: Builder, n: Call, dy: ir.Value) -> ir.Value:

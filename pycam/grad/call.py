@@ -12,14 +12,15 @@ from numpy.typing import NDArray
 
 from pycam.errors import BatchAxisError, UnsupportedOpError
 from pycam.graph.builder import Builder, constant_of
+from pycam.graph.quantised import as_read, dequantise, dequantised_constant
 from pycam.graph.simplify import Spread, expand
 
 Dim = int | str | None
 """A dimension: its size, its symbolic name, or None where nothing is known."""
 
 
-HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-"""Types whose gradients are computed in float32."""
+HALF = tuple(d for d in ir.DataType if d.is_floating_point() and d.bitwidth <= 16)
+"""Types whose gradients are computed in float32: float16, bfloat16 and what is smaller."""
 
 
 class Repeat:
@@ -27,7 +28,8 @@ class Repeat:
 
     The gradients of K scores travel together: their batch axis is `K·N`, K outermost.  A forward value that a rule
     reads is tiled along axis 0 when it is first read, and never if no rule reads it (a GAP + linear tail reads none).
-    A value of 16 bits is read in float32, and a quantised weight is dequantised, once.
+    A value of 16 bits is read in float32, a quantised weight is dequantised, once, and what only goes into a quantiser
+    is read as it comes out: the runtime has it in integers alone.
     """
 
     def __init__(self, g: Builder, count: ir.Value | None, batched: frozenset[ir.Value]) -> None:
@@ -40,7 +42,7 @@ class Repeat:
 
     def __call__(self, value: ir.Value) -> ir.Value:
         """`value` for all K targets: `(N, …)` → `(K·N, …)`; constants and shapes stay as they are."""
-        value = self.wide(value)
+        value = self.wide(as_read(value))
         if self.count is None or value not in self.batched:
             return value
         if value not in self.tiled:
@@ -95,7 +97,7 @@ class Repeat:
 
     def shape_of(self, value: ir.Value) -> ir.Value:
         """The shape (int64) of the repeated `value`, without making it."""
-        shape = self.g.Shape(value)
+        shape = self.g.Shape(as_read(value))
         if self.count is None or value not in self.batched:
             return shape
         rank = len(value.shape) if value.shape is not None else 0
@@ -157,6 +159,11 @@ class Call:
         """Dimensions of output `i`."""
         return self._dims(self.node.outputs[i], f"output {i}")
 
+    def peers(self) -> list[list[Dim]]:
+        """Dimensions of the inputs besides the one differentiated; none if one of them is of unknown rank."""
+        others = [x for j, x in enumerate(self.node.inputs) if x is not None and j != self.i]
+        return [] if any(x.shape is None for x in others) else [self._dims(x, "inputs") for x in others]
+
     def static(self, i: int | None = None, start: int = 0) -> list[int] | None:
         """Sizes of the axes `start…` of input `i` if all are known, else None."""
         sizes = [d for d in self.dims(i)[start:] if isinstance(d, int)]
@@ -175,15 +182,24 @@ class Call:
         axis %= self.rank(i)
         return self.g.Slice(self.shape(i), [axis], [axis + 1], [0])
 
-    def reshape_like(self, value: ir.Value, i: int | None = None) -> ir.Value:
-        """`value` with the shape of `x(i)`."""
+    def reshape_like(self, value: ir.Value, i: int | None = None, *, of_output: bool = False) -> ir.Value:
+        """`value` with the shape of `x(i)`; `of_output` says that it has the shape of `y` now."""
         rest = self.static(i, start=1)
-        if rest is not None and self.rank(i) > 0 and 0 not in rest:
+        if rest is not None and self.rank(i) > 0 and 0 not in rest and self.dims(i)[0] != 0:
             first = self.dims(i)[0]
-            return self.g.Reshape(value, [first if isinstance(first, int) else -1, *rest])
+            # A copied size keeps its symbol: onnxruntime then sees which shapes are equal, and keeps its own layout.
+            free = 0 if of_output and self._keeps_batch(i) else -1
+            return self.g.Reshape(value, [first if isinstance(first, int) else free, *rest])
         return self.g.Reshape(
             value, self.shape(i), allowzero=1 if self.static(i) and 0 in (self.static(i) or []) else None
         )
+
+    def _keeps_batch(self, i: int | None) -> bool:
+        """Whether the first axes of `x(i)` and `y` have the same size."""
+        x, y = self._input(i).shape, self.node.outputs[0].shape
+        if not x or not y:
+            return False
+        return x[0] == y[0] and (isinstance(x[0], int) or x[0].value is not None)
 
     def expand_like(self, value: ir.Value, axes: Sequence[int], i: int | None = None) -> ir.Value:
         """`value`, of the shape of `x(i)` but 1 on `axes`, broadcast to `x(i)`."""
@@ -203,7 +219,7 @@ class Call:
 
     def refuse(self, why: str) -> UnsupportedOpError:
         """The error for a form of the op that has no gradient: `raise n.refuse("…")`."""
-        return UnsupportedOpError(f"cannot differentiate {describe(self.node)}: {why}")
+        return cannot_differentiate(self.node, why)
 
     def _input(self, i: int | None) -> ir.Value:
         value = self.node.inputs[self.i if i is None else i]
@@ -222,28 +238,10 @@ class Call:
         return dims
 
 
-def dequantised_constant(value: ir.Value | None) -> ir.Node | None:
-    """The DequantizeLinear node that makes `value` out of constants, if there is one."""
-    node = value.producer() if value is not None else None
-    if node is None or node.op_type != "DequantizeLinear" or node.domain != "":
-        return None
-    return node if all(x is None or x.const_value is not None for x in node.inputs) else None
-
-
-def dequantise(node: ir.Node) -> NDArray[Any]:
-    """What a DequantizeLinear of constants makes: `(q − zero point)·scale`, per tensor, axis or block."""
-    q, scale, *rest = (constant_of(x) for x in node.inputs)
-    assert q is not None and scale is not None
-    zero = rest[0] if rest and rest[0] is not None else np.zeros_like(scale)
-    scale, zero = scale.astype(np.float32), zero.astype(np.float32)
-    axis, block = node.attributes.get_int("axis", 1), node.attributes.get_int("block_size", 0)
-    if block:
-        repeated = (np.repeat(a, block, axis).take(range(q.shape[axis]), axis) for a in (scale, zero))
-        scale, zero = repeated
-    elif scale.ndim == 1 and scale.size > 1:
-        along = [-1 if a == axis % q.ndim else 1 for a in range(q.ndim)]
-        scale, zero = scale.reshape(along), zero.reshape(along)
-    return np.asarray((q.astype(np.float32) - zero) * scale)
+def cannot_differentiate(node: ir.Node, why: str) -> UnsupportedOpError:
+    """The error for a node on the path that has no gradient."""
+    op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+    return UnsupportedOpError(f"cannot differentiate {describe(node)}: {why}", op, node.outputs[0].name or "")
 
 
 def describe(node: ir.Node) -> str:
@@ -251,4 +249,5 @@ def describe(node: ir.Node) -> str:
     op = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     graph = node.graph
     version = graph.opset_imports.get(node.domain) if isinstance(graph, ir.Graph) else None
-    return f"{op} (node {node.name or node.outputs[0].name!r}, opset {version})"
+    where = "in a subgraph" if version is None else f"opset {version}"
+    return f"{op} (node {node.name or node.outputs[0].name!r}, {where})"

@@ -43,47 +43,47 @@ def derivative(op: str, of: Derivative) -> VJP:
 # ── arithmetic ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@rule("Add", 0, 1, broadcasts=True)
-@rule("Sum", ALL, broadcasts=True)
-@rule("Sub", 0, broadcasts=True)
+@rule("Add", 0, 1, broadcasts="inputs")
+@rule("Sum", ALL, broadcasts="inputs")
+@rule("Sub", 0, broadcasts="inputs")
 @rule("Identity")
 def same(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx = dy`."""
     return dy
 
 
-@rule("Sub", 1, broadcasts=True)
+@rule("Sub", 1, broadcasts="inputs")
 @rule("Neg")
 def negated(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx = −dy`."""
     return g.Neg(dy)
 
 
-@rule("Mean", ALL, broadcasts=True)
+@rule("Mean", ALL, broadcasts="inputs")
 def mean(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = Σx_k / n` ⇒ `dx = dy / n`."""
     return g.Div(dy, float(len(n.node.inputs)))
 
 
-@rule("Mul", 0, 1, broadcasts=True)
+@rule("Mul", 0, 1, broadcasts="inputs")
 def mul(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = a·b` ⇒ `da = dy·b`, `db = dy·a`."""
     return g.Mul(dy, n.x(1 - n.i))
 
 
-@rule("Div", 0, broadcasts=True)
+@rule("Div", 0, broadcasts="inputs")
 def div_numerator(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = a/b` ⇒ `da = dy/b`."""
     return g.Div(dy, n.x(1))
 
 
-@rule("Div", 1, broadcasts=True)
+@rule("Div", 1, broadcasts="inputs")
 def div_denominator(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = a/b` ⇒ `db = −dy·a/b² = −dy·y/b`: `b²`, which could overflow, is not needed."""
     return g.Neg(g.Div(g.Mul(dy, n.y()), n.x(1)))
 
 
-@rule("Pow", 0, broadcasts=True)
+@rule("Pow", 0, broadcasts="inputs")
 def pow_base(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x^e` ⇒ `dx = dy·e·x^(e−1)`, and 0 where `e = 0` (also at `x = 0`, as PyTorch)."""
     x, known = n.x(0), n.const(1)
@@ -99,7 +99,7 @@ def pow_base(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.Mul(dy, where(g, g.Equal(e, 0.0), 0.0, slope, dy))
 
 
-@rule("Pow", 1, broadcasts=True)
+@rule("Pow", 1, broadcasts="inputs")
 def pow_exponent(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x^e` ⇒ `de = dy·y·ln x`, and 0 where `x = 0` and `e ≥ 0` (`y` is 0 or 1 there; as PyTorch)."""
     x, e = n.x(0), n.x(1)
@@ -109,8 +109,8 @@ def pow_exponent(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return de if e.dtype == de.dtype else g.Cast(de, to=e.dtype)
 
 
-@rule("Min", ALL, broadcasts=True)
-@rule("Max", ALL, broadcasts=True)
+@rule("Min", ALL, broadcasts="inputs")
+@rule("Max", ALL, broadcasts="inputs")
 def extremum(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx_k = dy·[x_k = y] / Σ_j [x_j = y]`: ties share evenly, as `torch.maximum` (for two inputs: a half each)."""
     if len(n.node.inputs) == 1:
@@ -143,16 +143,10 @@ def _unbounded(n: Call, i: int) -> bool:
 stop("Clip", 1, 2, why="bounds are hyperparameters")
 
 
-@rule("Where", 1, 2, broadcasts=True)
+@rule("Where", 1, 2, broadcasts="inputs")
 def select(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = c ? a : b` ⇒ `da = c ? dy : 0`, `db = c ? 0 : dy`."""
     return where(g, n.x(0), dy, 0.0, dy) if n.i == 1 else where(g, n.x(0), 0.0, dy, dy)
-
-
-@rule("Cast")
-def cast(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
-    """Float to float: `dx` is `dy` cast back.  Integers carry no gradient: the walk does not enter them."""
-    return dy if n.dtype() == dy.dtype else g.Cast(dy, to=n.dtype())
 
 
 @rule("Dropout")
@@ -162,34 +156,6 @@ def dropout(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     if n.has(2) and (training is None or bool(training.reshape(()))):
         raise n.refuse("it may be in training mode: export the model in evaluation mode")
     return dy
-
-
-@rule("DequantizeLinear")
-def straight_through(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
-    """Quantising and back is taken for the identity (straight-through): its true gradient is 0 almost everywhere."""
-    return dy
-
-
-@rule("QuantizeLinear")
-def quantize(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
-    """`dx = dy·[q_min < q < q_max]`: straight-through, but 0 where the value saturates, as PyTorch's fake-quantise.
-
-    Quantisers absorb ReLU and ReLU6 into the range; without the mask their gradient would be lost with them.
-    """
-    low, high = _RANGES.get(n.node.outputs[0].dtype, (None, None))
-    if low is None or high is None:
-        raise n.refuse("only 8- and 16-bit integers are differentiated")
-    q = g.Cast(n.y(), to=ir.DataType.FLOAT)
-    inside = g.And(g.Greater(q, float(low)), g.Less(q, float(high)))
-    return g.Mul(dy, g.Cast(inside, to=dy.dtype))
-
-
-_RANGES: dict[ir.DataType | None, tuple[int, int]] = {
-    ir.DataType.UINT8: (0, 255),
-    ir.DataType.INT8: (-128, 127),
-    ir.DataType.UINT16: (0, 65535),
-    ir.DataType.INT16: (-32768, 32767),
-}
 
 
 # ── functions of one variable ───────────────────────────────────────────────────────────────────────────────────────
@@ -238,8 +204,6 @@ derivative("Atanh", lambda g, n: g.Reciprocal(_one_minus_square(g, n.x())))
 
 stop("Where", 0, why="the condition is boolean")
 stop("Dropout", 1, 2, why="ratio and mode are settings")
-for _op in ("QuantizeLinear", "DequantizeLinear"):
-    stop(_op, 1, 2, why="scale and zero point are settings")
 for _op in ("Sign", "Floor", "Ceil", "Round"):
     stop(_op, ALL, why="piecewise constant: the gradient is 0 almost everywhere")
 for _op in ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Xor", "IsNaN", "IsInf"):

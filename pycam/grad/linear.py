@@ -33,7 +33,7 @@ def gemm_b(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return _transposed(g, db, 2) if n.attr("transB", 0) else db
 
 
-@rule("Gemm", 2, broadcasts=True)
+@rule("Gemm", 2, broadcasts="output")
 def gemm_c(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = α·A'·B' + β·C` ⇒ `dC = β·dy`; the walk sums it to the shape of `C`."""
     return _scaled(g, dy, n.attr("beta", 1.0))
@@ -77,7 +77,8 @@ def _matrix_of_result(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 def _summed(n: Call, dx: ir.Value, own: Sequence[Dim]) -> ir.Value:
     """`dx` (batch axes of the result, then `own`) with the shape of the operand."""
     batch = n.out_dims()[: len(n.out_dims()) - sum(n.rank(i) > 1 for i in (0, 1))]
-    return unbroadcast(n, dx, [*batch, *own], n.dims())
+    ones: list[Dim] = [1] * len(own)
+    return unbroadcast(n, dx, [*batch, *own], n.dims(), [[*n.dims(1 - n.i)[:-2], *ones]])
 
 
 def _transposed(g: Builder, x: ir.Value, rank: int) -> ir.Value:

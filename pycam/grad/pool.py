@@ -12,6 +12,7 @@ from pycam.graph.builder import Builder
 from pycam.graph.simplify import Moved
 
 from .call import Call
+from .elementwise import masked
 from .registry import rule
 from .windows import END, Axis, axis_size, begin_pad, fit, join, plus, scatter, windows
 
@@ -77,6 +78,8 @@ def max_pool(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
         return global_max_pool(g, n, dy)
     rank, ceil_mode = len(axes), bool(n.attr("ceil_mode", 0))
     pooled = [j for j, a in enumerate(axes) if (a.kernel, a.stride, a.begin, a.end) != (1, 1, 0, 0)]
+    if not pooled:
+        return dy
     maxima = [_one_channel(g, n.x(), rank)]
     for j in reversed(pooled[1:]):
         maxima.append(_max_over_axis(g, n, maxima[-1], axes[j], j, rank))
@@ -184,12 +187,11 @@ def _first_maximum(
     """The gradient of a maximum over windows of one axis: what no earlier position took goes where `x = y`."""
     a = axes[j]
     x = _exact(g, n, x, y, a, j, ceil_mode)
-    zero = g.constant(0.0, dy.dtype)
     taken, left = [], dy
     for t in range(a.kernel - 1):
         start, stop = t * a.dilation, (t + 1 - a.kernel) * a.dilation
         at = g.Slice(x, [start], [stop], [2 + j], [a.stride])
-        taken.append(g.Where(g.Equal(at, y), left, zero))
+        taken.append(masked(g, left, g.Equal(at, y)))
         left = g.Sub(left, taken[-1])
     taken.append(left)
     if a.dilation == 1 and a.kernel <= a.stride:

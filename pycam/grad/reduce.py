@@ -6,6 +6,7 @@ In the formulas `y` and `dy` have size 1 on the reduced axes, and broadcast agai
 from __future__ import annotations
 
 import math
+from typing import TypeAlias
 
 import onnx_ir as ir
 
@@ -22,7 +23,7 @@ _ELEMENTWISE_TOO = ("ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "
 def reduce_sum(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = Σx` ⇒ `dx = expand(dy)`."""
     axes = _axes(n)
-    return n.expand_like(_kept(g, n, dy, axes), axes) if axes else dy
+    return _expanded(g, n, _kept(g, n, dy, axes), axes) if axes else dy
 
 
 @rule("ReduceMean")
@@ -31,6 +32,9 @@ def reduce_mean(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     axes = _axes(n)
     if not axes:
         return dy
+    if isinstance(axes, ir.Value):
+        sizes_at_run_time = (g.Cast(g.Size(v), to=dy.dtype) for v in (n.node.inputs[0], n.node.outputs[0]))
+        return _expanded(g, n, _kept(g, n, g.Div(dy, g.Div(*sizes_at_run_time)), axes), axes)
     sizes = [n.dims()[axis] for axis in axes]
     known = math.prod(s for s in sizes if isinstance(s, int))
     count: ir.Value | float = float(known)
@@ -48,7 +52,7 @@ def reduce_extremum(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     if not axes:
         return dy
     chosen = g.Cast(g.Equal(n.x(), _kept(g, n, n.y(), axes)), to=dy.dtype)
-    share = g.Div(_kept(g, n, dy, axes), g.ReduceSum(chosen, axes, keepdims=1))
+    share = g.Div(_kept(g, n, dy, axes), _over(g, n, "ReduceSum", chosen, axes))
     return g.Mul(chosen, share)
 
 
@@ -76,14 +80,14 @@ def reduce_sum_square(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 def reduce_log_sum(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = ln Σx` ⇒ `dx = expand(dy·e⁻ʸ)`."""
     axes = _axes(n)
-    return n.expand_like(_kept(g, n, g.Mul(dy, g.Exp(g.Neg(n.y()))), axes), axes)
+    return _expanded(g, n, _kept(g, n, g.Mul(dy, g.Exp(g.Neg(n.y()))), axes), axes)
 
 
 @rule("ReduceLogSumExp")
 def reduce_log_sum_exp(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = ln Σeˣ` ⇒ `dx = dy·softmax(x)`; over several axes `dy·exp(x − y)`, less precise where `|y|` is large."""
     axes = _axes(n)
-    if len(axes) == 1:
+    if not isinstance(axes, ir.Value) and len(axes) == 1:
         return g.Mul(_kept(g, n, dy, axes), g.Softmax(n.x(), axis=axes[0]))
     return g.Mul(_kept(g, n, dy, axes), g.Exp(g.Sub(n.x(), _kept(g, n, n.y(), axes))))
 
@@ -101,8 +105,8 @@ def reduce_prod(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     x, zero = n.x(), g.Equal(n.x(), 0.0)
     z = g.Cast(zero, to=dy.dtype)
     factors = where(g, zero, 1.0, x, dy)
-    others = g.Div(g.ReduceProd(factors, axes, keepdims=1), factors)
-    alone = g.Equal(g.Sub(g.ReduceSum(z, axes, keepdims=1), z), 0.0)
+    others = g.Div(_over(g, n, "ReduceProd", factors, axes), factors)
+    alone = g.Equal(g.Sub(_over(g, n, "ReduceSum", z, axes), z), 0.0)
     return g.Mul(g.Mul(others, g.Cast(alone, to=dy.dtype)), _kept(g, n, dy, axes))
 
 
@@ -112,11 +116,16 @@ def cum_sum(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.CumSum(dy, n.x(1), exclusive=n.attr("exclusive"), reverse=1 - n.attr("reverse", 0))
 
 
-def _axes(n: Call) -> list[int]:
-    """The reduced axes; empty where the op returns its input."""
+Axes: TypeAlias = "list[int] | ir.Value"
+"""The reduced axes; empty where the op returns its input; a value where the graph computes them."""
+
+
+def _axes(n: Call) -> Axes:
     given = n.const(1)
     if n.has(1) and given is None:
-        raise n.refuse("its axes are computed when the graph runs: export the model with fixed axes")
+        if n.attr("noop_with_empty_axes", 0) and n.node.op_type in _ELEMENTWISE_TOO:
+            raise n.refuse("its axes are computed, and runtimes disagree on what it does where there are none")
+        return n.x(1)
     if given is not None and given.size > 0:
         return n.axes(given)
     if not n.attr("noop_with_empty_axes", 0):
@@ -126,7 +135,17 @@ def _axes(n: Call) -> list[int]:
     return []
 
 
-def _kept(g: Builder, n: Call, value: ir.Value, axes: list[int]) -> ir.Value:
+def _over(g: Builder, n: Call, op: str, value: ir.Value, axes: Axes) -> ir.Value:
+    """Another reduction over the same axes, which it keeps."""
+    return g.emit(op, [value, axes], {"keepdims": 1, "noop_with_empty_axes": n.attr("noop_with_empty_axes")})[0]
+
+
+def _expanded(g: Builder, n: Call, value: ir.Value, axes: Axes) -> ir.Value:
+    """`value`, of size 1 on `axes`, broadcast to `x`."""
+    return g.Expand(value, n.shape()) if isinstance(axes, ir.Value) else n.expand_like(value, axes)
+
+
+def _kept(g: Builder, n: Call, value: ir.Value, axes: Axes) -> ir.Value:
     """`value` (of the shape of the output) with the reduced axes, of size 1."""
     return value if n.attr("keepdims", 1) or not axes else g.Unsqueeze(value, axes)
 

@@ -1,14 +1,15 @@
 """The rule table: which nodes compute the gradient of an op's input.
 
-Every op that a model may hold stands here in one of four ways, each declared beside its family:
+Every op that a model may hold stands here in one of these ways, each declared beside its family:
 
 - `@rule`: a small function `rule(g, n, dy) -> dx` for one input (or for several that share the algebra): `g` the
   builder, `n` the forward node as a `Call`, `dy` the gradient of the score for the node's first output.  It returns the
   gradient for the input `n.i`, of the shape that `dy` implies: the walk undoes broadcasting (for ops registered with
-  `broadcasts=True`) and adds up the gradients of a value that is used twice.
+  `broadcasts="inputs"`) and adds up the gradients of a value that is used twice.
 - `@expansion`: a composite op as simpler ones, `expand(g, n) -> y` (or all its outputs).  The forward node stays; the
   walk goes through its expansion instead, whose nodes nobody computes unless a rule reads them.
 - `@region`: a node with subgraphs (If, Loop, Scan), which the walk enters as a whole.
+- `@pattern`: several nodes that make up one function, with the gradient of the whole.
 - `stop`: no gradient flows into these inputs, with the reason and its kind; `refuse`: pycam does not differentiate
   this op, with the reason.  A refusal is an error where it lies on the path, never a zero.
 
@@ -34,6 +35,9 @@ Key: TypeAlias = tuple[str, str, int]
 VJP: TypeAlias = "Callable[[Builder, Call, ir.Value], ir.Value]"
 Expand: TypeAlias = "Callable[[Builder, Call], ir.Value | Sequence[ir.Value | None]]"
 RegionVJP: TypeAlias = "Callable[[Builder, Call, Sequence[ir.Value]], list[ir.Value | None]]"
+Broadcasts: TypeAlias = Literal["inputs", "output"] | None
+"""Whether the walk sums dx down to the input's shape: numpy broadcasts the inputs against each other, or the op
+broadcasts this input to its output."""
 Kind: TypeAlias = Literal["zero", "integer", "random", "setting"]
 """Why no gradient flows: piecewise constant; integers, booleans or text; drawn at random; a hyperparameter."""
 
@@ -48,7 +52,7 @@ class Rule:
     """A gradient rule with what the walk must know about it."""
 
     vjp: VJP
-    broadcasts: bool  # numpy broadcasting between the inputs: the walk sums dx down to the input's shape
+    broadcasts: Broadcasts
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,26 @@ class Stop:
     kind: Kind
 
 
+@dataclass(frozen=True)
+class Pattern:
+    """Several nodes that compute one function of `x`, found at the last of them."""
+
+    x: ir.Value
+    inside: frozenset[ir.Value]  # what lies between: no gradient flows there, so nobody may ask for it
+    vjp: VJP
+
+
+Match: TypeAlias = "Callable[[ir.Node], Pattern | None]"
+
 RULES: dict[Key, Rule] = {}
 STOPPED: dict[Key, Stop] = {}
 REFUSED: dict[Key, str] = {}
 EXPANSIONS: dict[tuple[str, str], Expand] = {}
 REGIONS: dict[tuple[str, str], RegionVJP] = {}
+PATTERNS: dict[tuple[str, str], list[Match]] = {}
 
 
-def rule(op: str, *inputs: int, broadcasts: bool = False, domain: str = "") -> Callable[[VJP], VJP]:
+def rule(op: str, *inputs: int, broadcasts: Broadcasts = None, domain: str = "") -> Callable[[VJP], VJP]:
     """Register a function as the gradient rule of `op` for `inputs` (default: input 0; `ALL` for variadic ops)."""
 
     def register(vjp: VJP) -> VJP:
@@ -105,6 +121,22 @@ def region(op: str, domain: str = "") -> Callable[[RegionVJP], RegionVJP]:
         return vjp
 
     return register
+
+
+def pattern(op: str, domain: str = "") -> Callable[[Match], Match]:
+    """Register a function that recognises nodes that make up one function, given the last of them, an `op`."""
+
+    def register(match: Match) -> Match:
+        PATTERNS.setdefault((domain, op), []).append(match)
+        return match
+
+    return register
+
+
+def recognise(node: ir.Node) -> Pattern | None:
+    """The function that `node` is the last node of, if it is one that has a rule as a whole."""
+    found = (match(node) for match in PATTERNS.get((node.domain, node.op_type), ()))
+    return next((p for p in found if p is not None), None)
 
 
 def stop(op: str, *inputs: int, why: str, kind: Kind = "setting", domain: str = "") -> None:

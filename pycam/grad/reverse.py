@@ -9,11 +9,12 @@ import onnx_ir as ir
 
 from pycam.errors import BatchAxisError, UnsupportedOpError
 from pycam.graph.builder import Builder
+from pycam.graph.quantised import carries_nothing, is_quantised
 from pycam.graph.shapes import infer, reads
 
 from . import registry
 from .batch import moves_batch
-from .call import HALF, Call, Dim, Repeat, describe
+from .call import HALF, Call, Dim, Repeat, cannot_differentiate, describe
 
 
 def differentiate(
@@ -48,7 +49,7 @@ def differentiate(
                 f"{describe(moving)} moves the batch axis, so several targets cannot share one pass: "
                 "compile for one target per image"
             )
-    repeat = Repeat(g, count, batched_values(g.graph, nodes))
+    repeat = Repeat(g, count, batched_values(g.graph, list(g.graph)))  # rules read outputs of composite nodes too
     grads: dict[ir.Value, ir.Value] = {}
 
     def add(value: ir.Value, grad: ir.Value) -> None:
@@ -68,18 +69,23 @@ def differentiate(
                 if found is not None:
                     add(x, found)
             continue
+        whole = registry.recognise(node)
+        if whole is not None and whole.x in path.values and whole.inside.isdisjoint(wrt):
+            add(whole.x, whole.vjp(g, Call(g, repeat, node, 0, dys), dys[0]))  # type: ignore[arg-type]  # one output
+            continue
         for i, given in enumerate(node.inputs):
-            if given is None or stand_ins.get(given, given) not in path.values or not carries_gradient(given):
+            if given is None or (x := stand_ins.get(given, given)) not in path.values or not carries_gradient(x):
                 continue
             rule = registry.find(node, i)
             if rule is None:
-                if registry.stopped(node, i):
+                if registry.stopped(node, i):  # the same value is another, differentiable input
                     continue
                 raise unsupported(node, i)
             call = Call(g, repeat, node, i, dys)
             dx = rule.vjp(g, call, dys[0])  # type: ignore[arg-type]  # rules of ops with several outputs read n.dys
             if rule.broadcasts:
-                dx = unbroadcast(call, dx, call.out_dims(), call.dims())
+                others = call.peers() if rule.broadcasts == "inputs" else []
+                dx = unbroadcast(call, dx, call.out_dims(), call.dims(), others)
             add(given, dx)
     wanted = [stand_ins.get(x, x) for x in wrt]
     return [grads.get(x) if x in path.values else None for x in wanted], repeat
@@ -87,14 +93,8 @@ def differentiate(
 
 def unsupported(node: ir.Node, i: int) -> UnsupportedOpError:
     """The error for a node on the path whose input `i` has no gradient rule."""
-    why = registry.refused(node, i)
-    what = f"cannot differentiate {describe(node)} for its input {i}: {why}" if why else (
-        f"no gradient rule for input {i} of {describe(node)}"
-    )  # fmt: skip
-    return UnsupportedOpError(
-        f"{what}: choose a layer behind this node, or have the exporter write it with other ops",
-        op=f"{node.domain}::{node.op_type}" if node.domain else node.op_type,
-    )
+    why = registry.refused(node, i) or "there is no gradient rule; have the exporter write it with other ops"
+    return cannot_differentiate(node, f"for its input {i}, {why}" if len(node.inputs) > 1 else why)
 
 
 def _expanded(
@@ -120,11 +120,11 @@ def _expanded(
             nodes_before = len(g.graph)
             for y, value in zip(node.outputs, _expand(g, node), strict=False):
                 if value is not None:
+                    stand_ins |= {x: value for x, stand_in in stand_ins.items() if stand_in is y}  # an expansion's last
                     stand_ins[y] = value
                 elif y in path.values:
-                    raise UnsupportedOpError(
-                        f"cannot differentiate {describe(node)}: the score depends on its output {y.name!r}, "
-                        "which has no gradient"
+                    raise cannot_differentiate(
+                        node, f"the score depends on its output {y.name!r}, which has no gradient"
                     )
             made = list(itertools.islice(reversed(g.graph), len(g.graph) - nodes_before))[::-1]
             infer(made, g.opsets, g.fresh("dim"))
@@ -160,7 +160,7 @@ def between(
     """
     stands = stand_ins or {}
     reached: set[ir.Value] = {stands.get(x, x) for x in start}
-    read = {node: [stands.get(x, x) for x in reads(node)] for node in nodes}
+    read = {node: [stands.get(x, x) for x in _differentiable_reads(node)] for node in nodes}
     for node in nodes:
         if any(x in reached for x in read[node]):
             reached.update(y for y in node.outputs if carries_gradient(y))
@@ -173,11 +173,18 @@ def between(
     return Path(chosen[::-1], wanted & reached)
 
 
+def _differentiable_reads(node: ir.Node) -> list[ir.Value]:
+    """What a node reads, but for inputs that are declared to have no gradient."""
+    if (node.domain, node.op_type) in registry.REGIONS:
+        return list(reads(node))
+    return [x for i, x in enumerate(node.inputs) if x is not None and not registry.stopped(node, i)]
+
+
 def carries_gradient(value: ir.Value) -> bool:
     """Whether a gradient flows through `value`: it is floating, or a quantised float; or its dtype is unknown."""
-    producer = value.producer()
-    quantised = producer is not None and producer.op_type == "QuantizeLinear"
-    return quantised or value.dtype is None or value.dtype.is_floating_point()
+    if carries_nothing(value):
+        return False
+    return value.dtype is None or value.dtype.is_floating_point() or is_quantised(value)
 
 
 def batched_values(graph: ir.Graph, nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
@@ -189,8 +196,13 @@ def batched_values(graph: ir.Graph, nodes: Sequence[ir.Node]) -> frozenset[ir.Va
     return frozenset(batched)
 
 
-def unbroadcast(call: Call, dx: ir.Value, wide: Sequence[Dim], narrow: Sequence[Dim]) -> ir.Value:
-    """Sum `dx` (of dims `wide`) over the axes that broadcasting stretched, down to dims `narrow` of the input."""
+def unbroadcast(
+    call: Call, dx: ir.Value, wide: Sequence[Dim], narrow: Sequence[Dim], others: Sequence[Sequence[Dim]] = ()
+) -> ir.Value:
+    """Sum `dx` (of dims `wide`) over the axes that broadcasting stretched, down to dims `narrow` of the input.
+
+    An axis of unknown size was not stretched where all `others`, what the input was broadcast against, have size 1.
+    """
     g = call.g
     lead = len(wide) - len(narrow)
     if lead and call.repeat.count is not None:
@@ -200,9 +212,14 @@ def unbroadcast(call: Call, dx: ir.Value, wide: Sequence[Dim], narrow: Sequence[
         )
     pairs = list(zip(wide[lead:], narrow, strict=True))
     repeated = call.repeat.count is not None and lead == 0  # then axis 0 is K·N in both
-    if any(
-        not isinstance(n, int) and (w != n or n is None) and not (repeated and i == 0) for i, (w, n) in enumerate(pairs)
-    ):
+
+    def unknown(i: int, w: Dim, n: Dim) -> bool:
+        if isinstance(n, int) or (w == n and n is not None) or (repeated and i == 0):
+            return False
+        behind = len(pairs) - i  # the axis, counted from the end
+        return not others or any(len(dims) >= behind and dims[-behind] != 1 for dims in others)
+
+    if any(unknown(i, w, n) for i, (w, n) in enumerate(pairs)):
         return _unbroadcast_dynamic(call, dx, lead, len(narrow))
     stretched = [lead + i for i, (w, n) in enumerate(pairs) if n == 1 and w != 1]
     if stretched:

@@ -8,35 +8,35 @@ import onnx_ir as ir
 from pycam.graph.builder import Builder
 
 from .call import Call
-from .index import length, one_target
+from .index import length, one_target, positions
 from .registry import ALL, rule, stop
-from .windows import END, join, plus
+from .windows import END, axis_size, fit, join, plus
 
-for _op in ("Reshape", "Expand", "Tile", "Squeeze", "Unsqueeze", "Split"):
-    stop(_op, 1, why="shapes, axes and repeats are integers")
+for _op in ("Reshape", "Expand", "Tile", "Squeeze", "Unsqueeze", "Split", "CenterCropPad", "ReverseSequence"):
+    stop(_op, 1, why="shapes, axes, lengths and repeats are integers", kind="integer")
 for _op in ("Shape", "Size"):
-    stop(_op, 0, why="a shape does not depend on values")
+    stop(_op, 0, why="a shape does not depend on values", kind="integer")
 
 
 @rule("Reshape")
 @rule("Flatten")
 def reshape(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx` is `dy` in the shape of `x`."""
-    return n.reshape_like(dy)
+    return n.reshape_like(dy, of_output=True)
 
 
 @rule("Squeeze")
 def squeeze(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx` is `dy` with the axes of size 1 put back."""
     axes = n.const(1)
-    return n.reshape_like(dy) if axes is None else g.Unsqueeze(dy, n.axes(axes))
+    return n.reshape_like(dy, of_output=True) if axes is None else g.Unsqueeze(dy, [int(a) for a in axes])
 
 
 @rule("Unsqueeze")
 def unsqueeze(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx` is `dy` without the axes that were put in."""
     axes = n.const(1)
-    return n.reshape_like(dy) if axes is None else g.Squeeze(dy, n.axes(axes, n.rank() + axes.size))
+    return n.reshape_like(dy, of_output=True) if axes is None else g.Squeeze(dy, [int(a) for a in axes])
 
 
 @rule("Transpose")
@@ -46,7 +46,7 @@ def transpose(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return g.Transpose(dy, perm=[int(a) for a in np.argsort(perm)])
 
 
-@rule("Expand", broadcasts=True)
+@rule("Expand", broadcasts="output")
 def expand(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x` broadcast: the walk sums."""
     return dy
@@ -91,6 +91,8 @@ def _piece(g: Builder, n: Call, axis: int, i: int) -> int | ir.Value:
     sizes = n.const(1)
     if sizes is not None:
         return int(sizes[i])
+    if n.has(1):
+        return g.Slice(n.node.inputs[1], [i], [i + 1], [0])
     dim = n.out_dims(i)[axis]
     return dim if isinstance(dim, int) else g.Shape(n.node.outputs[i], start=axis, end=axis + 1)
 
@@ -132,13 +134,40 @@ def depth_to_space(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     if n.attr("mode", "DCR") == "DCR":
         return dx
     channels = n.dims()[1]
-    if not isinstance(channels, int):
-        raise n.refuse("mode=CRD with an unknown number of channels")
-    order = np.arange(channels).reshape(size * size, -1).T.reshape(-1)
-    return g.Gather(dx, g.constant(order), axis=1)
+    if isinstance(channels, int):
+        return g.Gather(dx, g.constant(np.arange(channels).reshape(size * size, -1).T.reshape(-1)), axis=1)
+    order = g.Transpose(g.Reshape(positions(g, n.size(1)), [size * size, -1]), perm=[1, 0])
+    return g.Gather(dx, g.Reshape(order, [-1]), axis=1)
 
 
 @rule("SpaceToDepth")
 def space_to_depth(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
-    """The inverse: DepthToSpace in the mode DCR."""
-    return g.DepthToSpace(dy, blocksize=int(n.attr("blocksize")), mode="DCR")
+    """The inverse: DepthToSpace in the same mode (which SpaceToDepth has from opset 28 on)."""
+    return g.DepthToSpace(dy, blocksize=int(n.attr("blocksize")), mode=n.attr("mode", "DCR"))
+
+
+@rule("CenterCropPad")
+def center_crop_pad(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """Back to the size of `x`: both ways `⌊difference / 2⌋` positions come in front."""
+    for axis in n.axes(n.attr("axes")):
+        size, now = length(n, axis), n.out_dims()[axis]
+        if isinstance(size, int) and isinstance(now, int):
+            front = (size - now) // 2 if size >= now else -((now - size) // 2)
+            dy = fit(g, dy, axis, front, size - now - front)
+            continue
+        more = g.Sub([size] if isinstance(size, int) else size, axis_size(g, dy, axis))
+        grown = g.Max(more, g.constant([0]))
+        before = g.Div(grown, [2])
+        dy = g.Pad(dy, g.Concat(before, g.Sub(grown, before), axis=0), None, [axis])
+        start = g.Div(g.Max(g.Neg(more), g.constant([0])), [2])
+        dy = g.Slice(dy, start, g.Add(start, [size] if isinstance(size, int) else size), [axis])
+    return dy
+
+
+@rule("ReverseSequence")
+def reverse_sequence(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """Its own inverse."""
+    batch, time = int(n.attr("batch_axis", 1)), int(n.attr("time_axis", 0))
+    if batch != 0 or n.node.inputs[1] not in n.repeat.batched:
+        one_target(n, "has the same lengths for all batches, or works along the batch axis")
+    return g.ReverseSequence(dy, n.x(1), batch_axis=batch, time_axis=time)

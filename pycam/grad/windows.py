@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from pycam.graph.builder import Builder
+from pycam.graph.builder import Builder, constant_of
 
 from .call import Call
 
@@ -135,15 +135,18 @@ def scatter(
         extra.append(a.stride - 1 if overhang is None else max(-overhang, 0))
         if overhang is None:
             cuts.append(j)
-    result = g.ConvTranspose(
-        value,
-        weight,
-        strides=[a.stride for a in axes],
-        dilations=[a.dilation for a in axes],
-        pads=begins + ends,
-        output_padding=extra if any(extra) else None,
-        group=group,
-    )
+    if group > 1 and g.portable:
+        result = _scatter_by_conv(g, value, weight, axes, begins, ends, extra, group)
+    else:
+        result = g.ConvTranspose(
+            value,
+            weight,
+            strides=[a.stride for a in axes],
+            dilations=[a.dilation for a in axes],
+            pads=begins + ends,
+            output_padding=extra if any(extra) else None,
+            group=group,
+        )
     if not cuts:
         return result
     starts = [begin_pad(g, n, axes[j], j, value) for j in cuts]
@@ -152,6 +155,53 @@ def scatter(
     ]  # else it is cut
     stops = [plus(g, start, n.size(2 + j, 0)) for j, start in zip(cuts, starts, strict=True)]
     return g.Slice(result, join(g, starts), join(g, stops), [2 + j for j in cuts])
+
+
+def _scatter_by_conv(
+    g: Builder,
+    value: ir.Value,
+    weight: ir.Value,
+    axes: Sequence[Axis],
+    begins: Sequence[int],
+    ends: Sequence[int],
+    extra: Sequence[int],
+    group: int,
+) -> ir.Value:
+    """The same ConvTranspose as a Conv with groups, which all runtimes have: zeros between the windows, taps reversed.
+
+    `(O-1)·s + 1` positions after the zeros are put in, `δ(k-1)` more on both sides, less the pads.
+    """
+    rank = len(axes)
+    for j, a in enumerate(axes):
+        if a.stride > 1:
+            value = _spread(g, value, 2 + j, a.stride, 2 + rank)
+    for j, a in enumerate(axes):
+        value = fit(g, value, 2 + j, a.reach - begins[j], a.reach - ends[j] + extra[j])
+    return g.Conv(value, flipped(g, weight, group, rank), dilations=[a.dilation for a in axes], group=group)
+
+
+def _spread(g: Builder, value: ir.Value, axis: int, stride: int, rank: int) -> ir.Value:
+    """`stride - 1` zeros between the positions of an axis."""
+    apart = g.Pad(g.Unsqueeze(value, [axis + 1]), [0, stride - 1], None, [axis + 1])
+    after = [axis_size(g, value, a) for a in range(axis + 1, rank)]
+    return fit(g, g.Reshape(apart, join(g, [0] * axis + [-1, *after])), axis, 0, 1 - stride)
+
+
+def flipped(g: Builder, weight: ir.Value, group: int, rank: int) -> ir.Value:
+    """(M, C/g, k…) → (C, M/g, k…): in and out channels swapped within each group, spatial axes reversed."""
+    known = constant_of(weight)
+    if known is not None:
+        m, c, *kernel = known.shape
+        grouped = known.reshape(group, m // group, c, *kernel).swapaxes(1, 2)
+        spatial = tuple(range(2, 2 + rank))
+        return g.constant(np.ascontiguousarray(np.flip(grouped.reshape(group * c, m // group, *kernel), spatial)))
+    axes = list(range(2, 2 + rank))
+    turned = g.Slice(weight, [-1] * rank, [-END] * rank, axes, [-1] * rank)
+    kernel = [axis_size(g, weight, axis) for axis in axes]
+    channels = axis_size(g, weight, 1)
+    apart = g.Reshape(turned, join(g, [group, -1, channels, *kernel]))
+    swapped = g.Transpose(apart, perm=[0, 2, 1, *range(3, 3 + rank)])
+    return g.Reshape(swapped, join(g, [g.Mul(channels, [group]), g.Div(axis_size(g, weight, 0), [group]), *kernel]))
 
 
 def begin_pad(g: Builder, n: Call, a: Axis, j: int, y: ir.Value) -> int | ir.Value:

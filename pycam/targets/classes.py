@@ -50,7 +50,7 @@ def class_targets(g: Builder, score: ir.Value, batch: int | str, many: bool) -> 
     wide = g.Cast(score, to=dtype) if score.dtype != dtype else score
     flat = wide if len(shape) == 2 else g.ReduceSum(wide, list(range(2, len(shape))), keepdims=0)
     explained = _rank_lookup(g, flat, targets, classes)
-    depth = g.constant([classes]) if classes is not None else _class_count(g, score)
+    depth = g.constant(classes) if classes is not None else g.Squeeze(_class_count(g, score), [0])
     order = g.Transpose(explained, perm=[1, 0]) if many else explained
     rows = g.Reshape(order, [-1])  # K·N, K outermost
     rows.meta["rows of"] = explained

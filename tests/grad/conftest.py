@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import re
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,13 +24,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops import op_loop, op_scan
 from scipy import special
 
 from pycam.errors import LayerError
 from pycam.grad import differentiate, registry
 from pycam.grad.reverse import between
 from pycam.gradient import vjp
-from pycam.graph.builder import Builder
+from pycam.graph.builder import Builder, Lower
+from pycam.graph.contrib import infer_shapes
 from pycam.graph.load import load
 from pycam.graph.normalise import normalise
 
@@ -47,13 +49,15 @@ Inputs = Mapping[str, Any]  # name → array, number, or a shape (tuple of int) 
 
 
 def _op(name: str, function: Callable[..., np.ndarray]) -> type[OpRun]:
-    """A stand-in for an op of the reference evaluator: `function(*inputs, **attributes)`."""
+    """A stand-in for an op of the reference evaluator: `function(*inputs, **attributes)`; `domain::Op` has a domain."""
 
     def _run(self: OpRun, *inputs: np.ndarray, **attributes: Any) -> tuple[np.ndarray, ...]:
         given = {k: v for k, v in attributes.items() if v is not None}
-        return (np.asarray(function(*inputs, **given), dtype=inputs[0].dtype),)
+        made = function(*inputs, **given)
+        return tuple(np.asarray(y, dtype=inputs[0].dtype) for y in (made if isinstance(made, tuple) else (made,)))
 
-    return type(name, (OpRun,), {"op_domain": "", "_run": _run})
+    domain, _, op = name.rpartition("::")
+    return type(op, (OpRun,), {"op_domain": domain, "_run": _run})
 
 
 def _gelu(x: np.ndarray, approximate: str = "none") -> np.ndarray:
@@ -68,6 +72,60 @@ STAND_INS: dict[str, Callable[..., np.ndarray]] = {
     "Gelu": _gelu,
     "Mean": lambda *xs: functools.reduce(np.add, xs) / len(xs),
 }
+
+
+class Loop(op_loop.Loop):
+    """The reference evaluator's Loop joins the outputs of steps along their first axis, where ONNX stacks them."""
+
+    def _run(
+        self, trips: Any, condition: Any, *states: Any, context: Any = None, bindings: Any = None, **_: Any
+    ) -> tuple[np.ndarray, ...]:
+        names, kept = self.body.input_names, [[] for _ in range(self.K)]  # type: ignore[var-annotated]
+        step, go = 0, condition is None or bool(condition)
+        while go and (trips is None or step < trips):
+            feed = {**(context or {}), **dict(zip(names, (np.int64(step), np.array(True), *states), strict=True))}
+            go, *found = self._run_body(feed, bindings=bindings)
+            states = tuple(found[: self.N])
+            for stack, piece in zip(kept, found[self.N :], strict=True):
+                stack.append(piece)
+            step += 1
+        outputs = self.body.onnx_graph_.output[1 + self.N :]
+        return (*states, *(_stacked(stack, output) for stack, output in zip(kept, outputs, strict=True)))
+
+
+def _stacked(pieces: list[np.ndarray], output: onnx.ValueInfoProto) -> np.ndarray:
+    if pieces:
+        return np.stack(pieces)
+    kind = output.type.tensor_type
+    return np.zeros([0, *(d.dim_value for d in kind.shape.dim)], helper.tensor_dtype_to_np_dtype(kind.elem_type))
+
+
+class Scan(op_scan.Scan):
+    """The reference evaluator's Scan knows neither axes nor directions."""
+
+    def __init__(self, node: onnx.NodeProto, params: dict[str, Any]) -> None:
+        OpRun.__init__(self, node, params)
+
+    def _run(self, *inputs: np.ndarray, context: Any = None, bindings: Any = None, **_: Any) -> tuple[np.ndarray, ...]:
+        count = len(inputs) - self.num_scan_inputs
+        states, slices = inputs[:count], inputs[count:]
+        kept: list[list[np.ndarray]] = [[] for _ in self.body.output_names[count:]]
+        cut = list(zip(slices, self._each("input_axes", slices), self._each("input_directions", slices), strict=True))
+        steps = slices[0].shape[cut[0][1]]
+        assert steps, "onnxruntime refuses a Scan over nothing"
+        for t in range(steps):
+            now = [np.take(x, -1 - t if backwards else t, axis) for x, axis, backwards in cut]
+            feed = {**(context or {}), **dict(zip(self.body.input_names, (*states, *now), strict=True))}
+            found = self._run_body(feed, bindings=bindings)
+            states = tuple(found[:count])
+            for (stack, piece), backwards in zip(
+                zip(kept, found[count:], strict=True), self._each("output_directions", kept), strict=True
+            ):
+                stack.insert(0 if backwards else t, piece)
+        return (*states, *(np.stack(k, axis) for k, axis in zip(kept, self._each("output_axes", kept), strict=True)))
+
+    def _each(self, what: str, values: Sequence[Any]) -> list[int]:
+        return list(getattr(self, f"scan_{what}") or [0] * len(values))
 
 
 class Check:
@@ -89,6 +147,7 @@ class Check:
         batched: bool = False,
         second: bool = True,
         rtol: float = 1e-6,
+        lower: Lower = "fast",
     ) -> None:
         """Assert that `vjp` gives the gradients of the first output for `wrt`.
 
@@ -106,6 +165,7 @@ class Check:
             second: Also differentiate the gradient, and compare that with central differences of it: every op that a
                 rule emits has a rule itself.
             rtol: Tolerance of the central differences, relative to the largest gradient.
+            lower: As of `vjp`.
         """
         arrays = self.draw(inputs, str(body))
         names = list(wrt) if wrt is not None else [k for k, v in arrays.items() if v.dtype.kind == "f"]
@@ -117,16 +177,18 @@ class Check:
         feed = {**arrays, f"{plain.graph.output[0].name}.cotangent": cotangent}
         for form in forms:
             double = self.model(body, arrays, weights=weights, opset=opset, form=form)
-            differentiated = vjp(double, names)
-            _assert_portable(differentiated)
+            differentiated = vjp(double, names, lower=lower)
+            _assert_portable(differentiated, plain)
             for name, want, got in zip(
                 names, expected, _reference(differentiated, ops)(feed)[-len(names) :], strict=True
             ):
                 _assert_close(got, want, rtol, f"d/d{name}, {form}, against central differences")
+            if form == "static":
+                self._assert_portable_form(double, differentiated, names, feed, expected, ops, rtol)
             if second and form == "static":
-                self._assert_second_order(differentiated, names, feed, ops, rtol)
+                self._assert_second_order(differentiated, names, feed, ops, rtol, lower)
             if runtime:
-                self._assert_runtime(double, names, feed, expected, form)
+                self._assert_runtime(double, names, feed, expected, form, lower)
             if batched and form != "dynamic":
                 _assert_repeats(double, names, arrays, y.shape, ops, form)
 
@@ -157,6 +219,26 @@ class Check:
             self._assert_runtime(double, names, feed, grads, form)
         return grads if len(names) > 1 else grads[0]
 
+    def forward(
+        self,
+        body: str | onnx.ModelProto,
+        inputs: Inputs,
+        *,
+        weights: Inputs | None = None,
+        opset: int = 21,
+        ops: Mapping[str, Callable[..., np.ndarray]] | None = None,
+    ) -> None:
+        """Assert that onnxruntime computes in float32 what the reference evaluator, or `ops`, do in float64."""
+        arrays = self.draw(inputs, str(body))
+        double = self.model(body, arrays, weights=weights, opset=opset)
+        (got,) = _session(_float32(double)).run(None, _single(arrays))
+        _assert_close(got, _reference(double, ops)(arrays)[0], 1e-4, "the forward pass")
+
+    @staticmethod
+    def run(model: onnx.ModelProto, feed: Inputs, names: Sequence[str]) -> list[np.ndarray]:
+        """Outputs of a model in float64, computed by onnxruntime in float32."""
+        return list(_session(_float32(model)).run(list(names), _single(feed)))
+
     def model(
         self,
         body: str | onnx.ModelProto,
@@ -172,6 +254,16 @@ class Check:
             body if isinstance(body, onnx.ModelProto) else _parse(body, arrays, self.draw(weights or {}, "w"), opset)
         )
         return _with_shapes(model, arrays, form)
+
+    @staticmethod
+    def single(model: onnx.ModelProto) -> onnx.ModelProto:
+        """The same model in float32."""
+        return _float32(model)
+
+    @staticmethod
+    def evaluator(model: onnx.ModelProto) -> Callable[[Inputs], list[np.ndarray]]:
+        """The model as a function of a feed, in the dtypes that it names: the reference evaluator, put right."""
+        return _reference(model, None)
 
     @staticmethod
     def graph(model: onnx.ModelProto) -> ir.Graph:
@@ -213,12 +305,43 @@ class Check:
         return arrays
 
     @staticmethod
+    def _assert_portable_form(
+        double: onnx.ModelProto,
+        fast: onnx.ModelProto,
+        names: Sequence[str],
+        feed: Inputs,
+        expected: Sequence[np.ndarray],
+        ops: Mapping[str, Callable[..., np.ndarray]] | None,
+        rtol: float,
+    ) -> None:
+        """`lower="portable"` adds no form that some runtime gets wrong, and gives the same gradients."""
+        portable = vjp(double, names, lower="portable")
+        forward = {y for node in double.graph.node for y in node.output}
+        reshapes = {y: node for node in portable.graph.node if node.op_type == "Reshape" for y in node.output}
+        constants = {t.name: numpy_helper.to_array(t) for t in portable.graph.initializer}
+        for node in (n for graph in _graphs(portable.graph) for n in graph.node if not forward & {*n.output}):
+            attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+            wrong = (
+                node.op_type == "MaxUnpool"
+                or (node.op_type == "MaxPool" and len(node.output) > 1)
+                or (node.op_type.startswith("Scatter") and attributes.get("reduction", b"none") != b"none")
+                or (node.op_type == "ConvTranspose" and attributes.get("group", 1) > 1)
+                or node.op_type == "HardSigmoid"  # times something: OpenCV makes it a HardSwish
+                or _copies_over(node, reshapes, constants)  # OpenCV copies from the first Reshape's input
+            )
+            assert not wrong, f"{node.op_type} {attributes} is not portable"
+        if portable.graph.node != fast.graph.node:
+            for name, want, got in zip(names, expected, _reference(portable, ops)(feed)[-len(names) :], strict=True):
+                _assert_close(got, want, rtol, f"d/d{name}, portable, against central differences")
+
+    @staticmethod
     def _assert_second_order(
         differentiated: onnx.ModelProto,
         names: Sequence[str],
         feed: Inputs,
         ops: Mapping[str, Callable[..., np.ndarray]] | None,
         rtol: float,
+        lower: Lower,
     ) -> None:
         """`vjp` of `vjp`: `Σ v·gradient` changes along a direction as its own gradient says."""
         rng = np.random.default_rng(9)
@@ -236,7 +359,7 @@ class Check:
             got = 0.0
             for k in floating:
                 try:
-                    again = vjp(differentiated, [k], f"{name}.gradient")
+                    again = vjp(differentiated, [k], f"{name}.gradient", lower=lower)
                 except LayerError:  # the gradient does not depend on it: the op is linear in it
                     continue
                 got += float(np.sum(along[k] * _reference(again, ops)({**feed, f"{name}.gradient.cotangent": v})[-1]))
@@ -245,25 +368,49 @@ class Check:
 
     @staticmethod
     def _assert_runtime(
-        double: onnx.ModelProto, names: Sequence[str], feed: Inputs, expected: Sequence[np.ndarray], form: str
+        double: onnx.ModelProto,
+        names: Sequence[str],
+        feed: Inputs,
+        expected: Sequence[np.ndarray],
+        form: str,
+        lower: Lower = "fast",
     ) -> None:
         if RUNTIME < TESTED_RUNTIME:
             return
-        differentiated = vjp(_float32(double), names)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        session = ort.InferenceSession(differentiated.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        single = {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in feed.items()}
+        differentiated = vjp(_float32(double), names, lower=lower)
+        session = _session(differentiated)
+        single = _single(feed)
         known = {i.name for i in session.get_inputs()}
         grads = session.run([f"{name}.gradient" for name in names], {k: v for k, v in single.items() if k in known})
         for name, want, got in zip(names, expected, grads, strict=True):
             _assert_close(got, want, 1e-4, f"d/d{name}, {form}, onnxruntime in float32")
 
 
+def _copies_over(
+    node: onnx.NodeProto, reshapes: Mapping[str, onnx.NodeProto], constants: Mapping[str, np.ndarray]
+) -> bool:
+    """Whether a Reshape copies a size (0) from what another one made with known sizes."""
+    if node.op_type != "Reshape" or node.input[0] not in reshapes:
+        return False
+    inner, outer = (constants.get(n.input[1]) for n in (reshapes[node.input[0]], node))
+    return inner is not None and outer is not None and any(s == 0 and inner[i] > 0 for i, s in enumerate(outer))
+
+
+def _session(model: onnx.ModelProto) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def _single(feed: Inputs) -> dict[str, np.ndarray]:
+    return {k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in feed.items()}
+
+
 def _parse(body: str, inputs: Inputs, weights: Inputs, opset: int) -> onnx.ModelProto:
     names = ", ".join(f"{_type(v)} {k}" for k, v in inputs.items())
-    text = f'<ir_version: 10, opset_import: ["" : {opset}]> f ({names}) => (double y) {{ {body} }}'
+    contrib = f', "{registry.CONTRIB}" : 1' if f"{registry.CONTRIB}." in body else ""
+    text = f'<ir_version: 10, opset_import: ["" : {opset}{contrib}]> f ({names}) => (double y) {{ {body} }}'
     model = onnx.parser.parse_model(text)
     model.graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in weights.items())
     for i, node in enumerate(model.graph.node):
@@ -293,7 +440,7 @@ def _with_shapes(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], form:
     del result.graph.value_info[:]
     for value in result.graph.output:
         value.ClearField("type")
-    result = onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
+    result = infer_shapes(result)
     for value in result.graph.output:
         if not value.type.tensor_type.HasField(
             "shape"
@@ -308,11 +455,12 @@ def _float32(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same model in float32: every tensor, type and Cast that says double."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for value in [*result.graph.input, *result.graph.output, *result.graph.value_info]:
+    graphs = list(_graphs(result.graph))
+    for value in [v for graph in graphs for v in (*graph.input, *graph.output, *graph.value_info)]:
         if value.type.tensor_type.elem_type == TensorProto.DOUBLE:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
-    tensors = list(result.graph.initializer)
-    for node in result.graph.node:
+    tensors = [tensor for graph in graphs for tensor in graph.initializer]
+    for node in [node for graph in graphs for node in graph.node]:
         for attribute in node.attribute:
             tensors += [attribute.t] if attribute.HasField("t") else []
             if attribute.name in ("to", "dtype") and attribute.i == TensorProto.DOUBLE:
@@ -324,12 +472,27 @@ def _float32(model: onnx.ModelProto) -> onnx.ModelProto:
     return result
 
 
+def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """A graph and its subgraphs."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from _graphs(attribute.g)
+
+
 def _reference(
     model: onnx.ModelProto, ops: Mapping[str, Callable[..., np.ndarray]] | None
 ) -> Callable[[Inputs], list[np.ndarray]]:
-    present = {node.op_type for node in model.graph.node}
+    present = {
+        f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        for graph in _graphs(model.graph)
+        for node in graph.node
+    }
     stand_ins = {**STAND_INS, **(ops or {})}
-    evaluator = ReferenceEvaluator(model, new_ops=[_op(k, f) for k, f in stand_ins.items() if k in present])
+    evaluator = ReferenceEvaluator(
+        model, new_ops=[Loop, Scan, *(_op(k, f) for k, f in stand_ins.items() if k in present)]
+    )
     names = [value.name for value in model.graph.input]
 
     def run(feed: Inputs) -> list[np.ndarray]:
@@ -393,9 +556,12 @@ def _value(graph: ir.Graph, name: str) -> ir.Value:
     return next(v for v in [*graph.inputs, *(y for n in graph for y in n.outputs)] if v.name == name)
 
 
-def _assert_portable(model: onnx.ModelProto) -> None:
-    assert {node.domain for node in model.graph.node} <= {"", "ai.onnx"}
-    assert [o.domain for o in model.opset_import] in ([""], ["ai.onnx"])
+def _assert_portable(model: onnx.ModelProto, forward: onnx.ModelProto) -> None:
+    """All nodes are standard but those of the forward model, whose names stay."""
+    own = {(node.domain, node.op_type, tuple(node.output)) for node in forward.graph.node}
+    added = {node.domain for node in model.graph.node if (node.domain, node.op_type, tuple(node.output)) not in own}
+    assert added <= {"", "ai.onnx"}
+    assert {o.domain for o in model.opset_import} - {"ai.onnx"} <= {"", *(node.domain for node in forward.graph.node)}
     training = {n.op_type for n in model.graph.node if re.search(r"Grad(ient)?$|Momentum|Ada(m|grad)", n.op_type)}
     assert not training, training
 

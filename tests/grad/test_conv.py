@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from pycam.errors import UnsupportedOpError
+from pycam.errors import BatchAxisError, UnsupportedOpError
 from pycam.gradient import vjp
 
 
@@ -169,10 +169,72 @@ def test_bias_of_conv_transpose(check):
     check("y = ConvTranspose(x, w, b)", {"x": (2, 3, 3, 4), "b": (2,)}, weights={"w": (3, 2, 2, 2)}, ops=OPS)
 
 
-@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
-def test_weights_are_refused(check, op):
-    with pytest.raises(UnsupportedOpError, match="gradients of activations only"):
-        check.gradient(f"y = {op}(x, w)", {"x": (1, 2, 3, 3), "w": (2, 2, 2, 2)}, wrt=["w"])
+@pytest.mark.parametrize(("attributes", "x", "w"), CONVS)
+def test_weights(check, attributes, x, w):
+    """The gradient for images and weights at once, as second order needs it."""
+    call = f"Conv<{attributes}>" if attributes else "Conv"
+    check(f"y = {call}(x, w)", {"x": x, "w": w}, ops=OPS, forms=("static",))
+    kernel = f"kernel_shape={list(w[2:])}" + (f", {attributes}" if attributes else "")
+    check(f"y = Conv<{kernel}>(x, w)", {"x": x, "w": w}, wrt=["w"], ops=OPS, forms=("dynamic",))
+
+
+@pytest.mark.parametrize(("attributes", "x", "w"), TRANSPOSED)
+def test_weights_of_conv_transpose(check, attributes, x, w):
+    call = f"ConvTranspose<{attributes}>" if attributes else "ConvTranspose"
+    check(f"y = {call}(x, w)", {"x": x, "w": w}, ops=OPS, forms=("static", "batch"))
+
+
+def test_weights_have_no_batch_axis(check):
+    for op in ("Conv", "ConvTranspose"):
+        inputs = {"x": (2, 2, 3, 3), "w": (2, 2, 2, 2)}
+        with pytest.raises(BatchAxisError, match="without a batch axis"):
+            check(f"y = {op}(x, w)", inputs, wrt=["w"], ops=OPS, forms=("static",), second=False, batched=True)
+
+
+def test_convolution_with_weights_made_from_the_image(check):
+    body = "k = Constant<value_ints=[2,2]>() s = Constant<value_ints=[0,1]>() a = Constant<value_ints=[2,3]>() "
+    body += "v = Slice(x, s, k, a) w = Tanh(v) y = Conv<pads=[1,1,0,0]>(x, w)"
+    check(body, {"x": (2, 2, 3, 4)}, ops=OPS, forms=("static", "batch"))
+
+
+FOLDED = [
+    # attributes, input, image, block
+    ("", (2, 8, 6), [3, 4], [2, 2]),
+    ("strides=[2,1], pads=[1,0,1,1], dilations=[1,2]", (1, 4, 6), [3, 4], [2, 2]),
+    ("strides=[2]", (2, 4, 3), [7], [2]),  # the last position is in no block
+    ("", (1, 8, 2), [2, 3, 2], [2, 2, 2]),
+]  # fmt: skip
+
+
+def col2im(x, image, block, dilations=None, pads=None, strides=None):
+    """As a sum of shifted images; onnx.reference's is for images only."""
+    rank = len(block)
+    strides, dilations, pads = strides or [1] * rank, dilations or [1] * rank, pads or [0] * 2 * rank
+    full = [image[j] + pads[j] + pads[rank + j] for j in range(rank)]
+    count = [(full[j] - dilations[j] * (block[j] - 1) - 1) // strides[j] + 1 for j in range(rank)]
+    x = x.reshape(x.shape[0], -1, *block, *count)
+    y = np.zeros((*x.shape[:2], *full))
+    for t in itertools.product(*map(range, block)):
+        cut = [slice(t[j] * dilations[j], t[j] * dilations[j] + (count[j] - 1) * strides[j] + 1, strides[j])
+               for j in range(rank)]  # fmt: skip
+        y[(slice(None), slice(None), *cut)] += x[(slice(None), slice(None), *t)]
+    return y[(..., *(slice(pads[j], full[j] - pads[rank + j]) for j in range(rank)))]
+
+
+@pytest.mark.parametrize(("attributes", "x", "image", "block"), FOLDED)
+def test_col2im(check, attributes, x, image, block):
+    call = f"Col2Im<{attributes}>" if attributes else "Col2Im"
+    weights = {"s": np.array(image), "k": np.array(block)}
+    folds = {**OPS, "Col2Im": col2im}
+    check(f"y = {call}(x, s, k)", {"x": x}, weights=weights, ops=folds, batched=True, runtime=len(image) == 2)
+    given = {"x": x, "s": np.array(image)}
+    check(f"y = {call}(x, s, k)", given, weights={"k": np.array(block)}, ops=folds, forms=("dynamic",), runtime=False)
+
+
+def test_col2im_of_unknown_blocks_is_refused(check):
+    inputs = {"x": (2, 8, 6), "s": np.array([3, 4]), "k": np.array([2, 2])}
+    with pytest.raises(UnsupportedOpError, match="shape of its blocks"):
+        check.gradient("y = Col2Im(x, s, k)", inputs, wrt=["x"], ops={"Col2Im": col2im})
 
 
 def test_stride_one_is_a_convolution_and_else_a_transposed_one(check):

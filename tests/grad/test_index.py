@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
-from pycam.errors import UnsupportedOpError
+from pycam.errors import BatchAxisError, UnsupportedOpError
+from pycam.gradient import vjp
 
 STATIC, KNOWN = ("static",), ("static", "batch")
 MAX, MIN = 2**63 - 1, -(2**63)
@@ -48,12 +50,14 @@ def test_slice_at_run_time(check, start, end, step):
     check(body, inputs, wrt=["x"], forms=KNOWN)
 
 
-def test_slice_along_run_time_axes_is_refused(check):
-    one = np.array([1])
-    with pytest.raises(UnsupportedOpError, match="which axes"):
-        check.gradient(
-            "y = Slice(x, s, e, a)", {"x": (2, 3), "s": one, "e": one + 1, "a": one}, wrt=["x"], form="static"
-        )
+@pytest.mark.parametrize("lower", ["fast", "portable"])
+def test_slice_along_axes_and_in_steps_that_the_graph_computes(check, lower):
+    cuts = {"s": np.array([-1, 0]), "e": np.array([MIN, 3]), "a": np.array([2, 0]), "t": np.array([-2, 2])}
+    check("y = Slice(x, s, e, a, t)", {"x": (4, 2, 5), **cuts}, wrt=["x"], lower=lower)
+    check("y = Slice(x, s, e, a)", {"x": (4, 2), "s": cuts["a"][1:], "e": cuts["e"][1:], "a": cuts["a"][1:]}, wrt=["x"])
+    inputs = {"x": (2, 3), "s": np.array([0]), "e": np.array([1]), "a": np.array([1])}
+    with pytest.raises(BatchAxisError, match="moves the batch"):
+        check("y = Slice(x, s, e, a)", inputs, wrt=["x"], batched=True)
 
 
 def pick(indices, axis):
@@ -94,27 +98,30 @@ def test_duplicates_add_up(check):
 
 
 ELSE = [
-    ("y = GatherElements<axis=1>(x, i)", {"x": (2, 4), "i": np.array([[0, 0, -1], [3, 1, 3]])},
-     {"wrt": ["x"], "batched": True}),
-    ("y = GatherElements<axis=0>(x, i)", {"x": (3, 2, 2), "i": np.array([[[0, 2], [1, -3]]])}, {"wrt": ["x"]}),
-    ("y = GatherElements<axis=-1>(x, i)", {"x": (2, 2, 3), "i": np.array([[[0], [2]], [[1], [1]]])},
-     {"wrt": ["x"], "batched": True, "ops": {"GatherElements": lambda x, i, axis=0: np.take_along_axis(x, i, axis)}}),
-    ("y = GatherND(x, i)", {"x": (2, 3, 4), "i": np.array([[0, 1], [1, -1], [0, 1]])}, {"wrt": ["x"], "forms": KNOWN}),
-    ("y = GatherND(x, i)", {"x": (2, 3), "i": np.array([[[0, 1]], [[1, 2]]])}, {"wrt": ["x"], "forms": KNOWN}),
-    ("y = ScatterElements<axis=1>(x, i, u)", {"x": (2, 4), "i": np.array([[0, 3], [2, 1]]), "u": (2, 2)},
-     {"batched": True}),
-    ('y = ScatterElements<axis=1, reduction="add">(x, i, u)',
-     {"x": (2, 4), "i": np.array([[0, 0], [2, 1]]), "u": (2, 2)}, {}),
-    ("y = ScatterND(x, i, u)", {"x": (3, 4), "i": np.array([[0, 3], [2, 1]]), "u": (2,)}, {}),
-    ('y = ScatterND<reduction="add">(x, i, u)', {"x": (3, 4), "i": np.array([[2], [2]]), "u": (2, 4)}, {}),
     ("y = Trilu(x)", {"x": (2, 3, 4)}, {"batched": True}),
     ("k = Constant<value_int=-1>() y = Trilu<upper=0>(x, k)", {"x": (2, 3, 4)}, {"batched": True}),
+    ("p = Constant<value_ints=[0,1,-1,2]>() y = Pad(x, p, v)", {"x": (2, 3), "v": np.array(0.5)}, {"second": False}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("body", "inputs", "options"), ELSE)
 def test_other_ops(check, body, inputs, options):
-    check(body, inputs, **options)
+    check(body, inputs, **{"ops": {"Pad": _pad}, **options})
+
+
+@pytest.mark.parametrize("indices", [np.array([0, -1, 0]), np.array([[1, 2], [1, -4]])])
+def test_a_run_time_gather_in_portable_form(check, indices):
+    check("y = Gather<axis=1>(x, i)", {"x": (2, 5, 4), "i": indices}, wrt=["x"], lower="portable")
+
+
+def test_scatter_of_opset_10_becomes_scatter_elements(check):
+    inputs = {"x": (2, 3), "i": np.array([[0, 2], [1, 0]]), "u": (2, 2)}
+    model = check.model("y = Scatter<axis=1>(x, i, u)", inputs, opset=10)
+    assert [node.op_type for node in check.graph(model)] == ["ScatterElements"]
+    feed = {**check.draw(inputs), "y.cotangent": np.arange(6.0).reshape(2, 3)}
+    dx, du = ReferenceEvaluator(vjp(model, ["x", "u"])).run(["x.gradient", "u.gradient"], feed)
+    np.testing.assert_array_equal(dx, [[0, 1, 0], [0, 0, 5]])
+    np.testing.assert_array_equal(du, [[0, 2], [4, 3]])
 
 
 def around(pads, mode="constant", axes=None):
@@ -143,7 +150,7 @@ def _pad(x, pads, value=None, axes=None, mode="constant"):
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
         around = [(0, 0)] * x.ndim
         around[axis] = (max(before, 0), max(after, 0))
-        x = np.pad(x, around, mode=mode)
+        x = np.pad(x, around, mode=mode, **({"constant_values": value or 0} if mode == "constant" else {}))
         x = np.take(x, np.arange(max(-before, 0), x.shape[axis] - max(-after, 0)), axis)
     return x
 
@@ -155,8 +162,17 @@ def test_pad(check, body, shape):
 
 def test_pad_at_run_time(check):
     check("y = Pad(x, p)", {"x": (2, 3), "p": np.array([0, 1, -1, 2])}, wrt=["x"], forms=KNOWN, ops={"Pad": _pad})
+    for mode in ("edge", "reflect", "wrap"):
+        inputs = {"x": (2, 3), "p": np.array([0, 1, 1, 2])}
+        check(f'y = Pad<mode="{mode}">(x, p)', inputs, wrt=["x"], forms=KNOWN, ops={"Pad": _pad})
+    axes = {"x": (2, 3), "p": np.array([1, 2]), "a": np.array([1])}
     with pytest.raises(UnsupportedOpError, match="mode=edge"):
-        check.gradient('y = Pad<mode="edge">(x, p)', {"x": (2, 3), "p": np.array([0, 1, 0, 2])}, wrt=["x"])
+        check.gradient('y = Pad<mode="edge">(x, p, , a)', axes, wrt=["x"], ops={"Pad": _pad})
+
+
+def test_the_value_of_a_pad_that_repeats_is_not_used(check):
+    body = 'p = Constant<value_ints=[0,1,0,1]>() y = Pad<mode="edge">(x, p, v)'
+    assert check.gradient(body, {"x": (1, 2), "v": np.array(0.5)}, wrt=["v"], ops={"Pad": _pad}) == 0
 
 
 def test_every_rule_has_a_case(check):

@@ -40,6 +40,21 @@ def rms_norm(x: np.ndarray, scale: np.ndarray, axis: int = -1, epsilon: float = 
     return np.asarray(x / np.sqrt((x**2).mean(axis=axes, keepdims=True) + epsilon) * scale)
 
 
+def layer_norm(
+    x: np.ndarray, scale: np.ndarray, bias: np.ndarray, axis: int = -1, epsilon: float = 1e-5, **_: Any
+) -> tuple[np.ndarray, ...]:
+    """The reference evaluator computes the statistics in float32."""
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    mean, r = x.mean(axis=axes, keepdims=True), 1 / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon)
+    return (x - mean) * r * scale + bias, mean, r
+
+
+def mean_variance_norm(x: np.ndarray, axes: Any = (0, 2, 3)) -> np.ndarray:
+    """The function that onnx gives for it computes in float32."""
+    centred = x - x.mean(axis=tuple(axes), keepdims=True)
+    return np.asarray(centred / (np.sqrt((centred**2).mean(axis=tuple(axes), keepdims=True)) + 1e-9))
+
+
 def lp_norm(x: np.ndarray, axis: int = -1, p: int = 2) -> np.ndarray:
     return np.asarray(x / np.linalg.norm(x, ord=p, axis=axis, keepdims=True))
 
@@ -61,6 +76,11 @@ CASES["BatchNormalization, computed"] = (
     {"wrt": ["x"]},
 )
 
+CASES["BatchNormalization, all computed"] = (
+    "y = BatchNormalization<epsilon=0.3>(x, s, b, m, v)",
+    {"x": (2, 3, 2, 2), **_STORED},
+)
+
 for _axis, _s in ((-1, (4,)), (1, (3, 4)), (2, (4,)), (-2, (3, 4)), (0, (2, 3, 4)), (-2, (4,)), (1, (1, 1))):
     _form = f"LayerNormalization<axis={_axis}, epsilon=0.01>"
     CASES[f"{_form} {_s}"] = (f"y = {_form}(x, s, b)", {"x": (2, 3, 4), "s": _s, "b": _s})
@@ -72,6 +92,18 @@ CASES["LayerNormalization of one"] = (
     {"x": (2, 1)},
     {"weights": {"s": (1,)}, **BATCHED},
 )
+
+for _outputs, _name in (("z, y", "mean"), ("z, m, y", "deviation"), ("z, m, r", "all")):
+    _body = f"{_outputs} = LayerNormalization<axis=1, epsilon=0.01, stash_type=11>(x, s, b)"
+    _body += " u = Mul(z, m) y = Add(u, r)" if _name == "all" else ""
+    _options = {"wrt": ["x", "s", "b"] if _name == "all" else ["x"], "ops": {"LayerNormalization": layer_norm}}
+    _options["runtime"] = False  # which computes the statistics in float32 only
+    CASES[f"LayerNormalization, {_name}"] = (_body, {"x": (2, 3, 4), "s": (3, 4), "b": (3, 4)}, _options)
+
+for _axes in ([0, 2, 3], [0, 1, 2, 3], [2, 3], [1]):
+    _form = f"MeanVarianceNormalization<axes={_axes}>"
+    _options = {"ops": {"MeanVarianceNormalization": mean_variance_norm}, "batched": 0 not in _axes}
+    CASES[_form] = (f"y = {_form}(x)", {"x": (2, 3, 2, 4)}, _options)
 
 for _axis, _s in ((-1, (4,)), (1, (3, 4)), (-2, (4,))):
     _form = f"RMSNormalization<axis={_axis}, epsilon=0.01>"
@@ -88,6 +120,29 @@ for _groups, _shape in ((2, (2, 4, 3)), (1, (2, 4, 2, 2)), (4, (2, 4, 2, 2)), (2
     _options = {"weights": {"s": (4,), "b": (4,)}, "ops": {"GroupNormalization": group_norm}, **BATCHED}
     _form = f"GroupNormalization<num_groups={_groups}, epsilon=0.01>"
     CASES[f"{_form} {_shape}"] = (f"y = {_form}(x, s, b)", {"x": _shape}, _options)
+
+CASES["MeanVarianceNormalization"] = (
+    "y = MeanVarianceNormalization(x)",
+    {"x": (2, 3, 2, 4)},
+    {"ops": {"MeanVarianceNormalization": mean_variance_norm}},
+)
+CASES["InstanceNormalization, computed"] = (
+    "y = InstanceNormalization(x, s, b)",
+    {"x": (2, 3, 2, 3), "s": (3,), "b": (3,)},
+)
+CASES["GroupNormalization, computed"] = (
+    "y = GroupNormalization<num_groups=2>(x, s, b)",
+    {"x": (2, 4, 2, 2), "s": (4,), "b": (4,)},
+    {"ops": {"GroupNormalization": group_norm}},
+)
+for _axis in (-1, 1):
+    _form = f"SimplifiedLayerNormalization<axis={_axis}, epsilon=0.01>"
+    _s = (3, 4)[_axis:] if _axis < 0 else (3, 4)
+    CASES[_form] = (
+        f"y = {_form}(x, s)",
+        {"x": (2, 3, 4), "s": _s},
+        {"ops": {"SimplifiedLayerNormalization": rms_norm}},
+    )
 
 for _p in (1, 2):
     for _axis in (-1, 1):
@@ -136,12 +191,25 @@ def test_training_mode_is_refused(check: Any) -> None:
         vjp(model, ["x"])
 
 
-def test_gradient_through_statistics_is_refused(check: Any) -> None:
-    """A score that reads the mean, and BatchNormalization by statistics of the input: errors, not wrong numbers."""
-    model = check.model("z, mean = LayerNormalization(x, s) y = Add(z, mean)", {"x": (2, 3)}, weights={"s": (3,)})
-    with pytest.raises(UnsupportedOpError, match=r"LayerNormalization \(node .*node0.*, opset 21\).*Mean or InvStdDev"):
-        vjp(model, ["x"])
+def test_statistics_that_depend_on_the_input(check: Any) -> None:
+    """BatchNormalization by the batch's own mean: its gradient flows through input 3."""
     body = "mean = ReduceMean<keepdims=0>(x, a) y = BatchNormalization(x, s, b, mean, v)"
-    model = check.model(body, {"x": (2, 3)}, weights={**_STORED, "a": np.array([0])})
-    with pytest.raises(UnsupportedOpError, match=r"no gradient rule for input 3 of BatchNormalization \(node .*node1"):
+    check(body, {"x": (2, 3)}, weights={**{k: v for k, v in _STORED.items() if k != "m"}, "a": np.array([0])})
+
+
+def test_constant_input_of_mean_variance_norm(check: Any) -> None:
+    got = check.gradient(
+        "y = MeanVarianceNormalization<axes=[1]>(x)",
+        {"x": np.full((1, 2), 3.0)},
+        [[1.0, 0.0]],
+        ops={"MeanVarianceNormalization": mean_variance_norm},
+        runtime=False,  # the gradient is as large as 1e9
+    )
+    np.testing.assert_allclose(got, [[5e8, -5e8]])
+
+
+def test_gradient_through_the_simplified_deviation_is_refused(check: Any) -> None:
+    body = "z, y = SimplifiedLayerNormalization(x, s)"
+    model = check.model(body, {"x": (2, 3)}, weights={"s": (3,)})
+    with pytest.raises(UnsupportedOpError, match=r"SimplifiedLayerNormalization \(node .*node0.*InvStdVar"):
         vjp(model, ["x"])

@@ -67,6 +67,22 @@ for _exclusive in (0, 1):
             CASES[f"{_form} {_axis}"] = (f"y = {_form}(x, a)", {"x": (2, 3, 4)}, _options)
 
 
+for _op in OPS:
+    for _name, _at in (("some", np.array([1])), ("two", np.array([0, -1])), ("all", NONE)):
+        for _keep in (0, 1):
+            CASES[f"{_op}<keepdims={_keep}>, computed: {_name}"] = (
+                f"y = {_op}<keepdims={_keep}>(x, a)",
+                {"x": values(_op, 2, 3, 2), "a": _at},
+                {"runtime": bool(_keep), "second": False},  # onnx infers no rank
+            )
+for _op in LINEAR:
+    CASES[f"{_op}, computed: none"] = (
+        f"s = Mul(x, x) y = {_op}<noop_with_empty_axes=1>(s, a)",
+        {"x": values(_op, 2, 3), "a": NONE},
+        {"runtime": _op == "ReduceSum", "second": False},
+    )
+
+
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gradient(check: Any, case: tuple[Any, ...]) -> None:
     body, inputs, *options = case
@@ -119,9 +135,9 @@ def test_mean_divides_before_it_expands(check: Any) -> None:
     assert [node.op_type for node in model.graph.node] == ["ReduceMean", "Div", "Expand"]
 
 
-@pytest.mark.parametrize("op", OPS)
-def test_computed_axes_are_refused(check: Any, op: str) -> None:
-    model = check.model(f"y = {op}(x, a)", {"x": values(op, 2, 3), "a": np.array([1])})
+@pytest.mark.parametrize("op", [op for op in OPS if op not in LINEAR])
+def test_computed_axes_that_may_be_none_are_refused(check: Any, op: str) -> None:
+    model = check.model(f"y = {op}<noop_with_empty_axes=1>(x, a)", {"x": values(op, 2, 3), "a": np.array([1])})
     with pytest.raises(UnsupportedOpError, match=rf"{op} \(node .*node0.*, opset 21\): its axes are computed"):
         vjp(model, ["x"])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 from pycam.errors import UnsupportedOpError
 from pycam.gradient import vjp
@@ -76,15 +77,59 @@ def test_scales_and_sizes_that_the_graph_computes(check):
     check(sizes, {"x": (2, 2, 3, 4), "z": (2, 1, 5, 7)}, wrt=["x"])
 
 
-def test_refused_with_a_reason(check):
-    body = sized([4, 4], 'keep_aspect_ratio_policy="not_larger"', axes=[2, 3])
-    with pytest.raises(UnsupportedOpError, match="keep_aspect_ratio_policy"):
+CROP = 'coordinate_transformation_mode="tf_crop_and_resize"'
+
+
+def cropped(region, scales=None, sizes=None, attributes="", axes=None):
+    made = f"r = Constant<value_floats={region}>() "
+    listed = ", ".join([CROP, *([f"axes={axes}"] if axes else []), *([attributes] if attributes else [])])
+    if scales:
+        return f"{made} s = Constant<value_floats={scales}>() y = Resize<{listed}>(x, r, s)"
+    return f"{made} s = Constant<value_ints={sizes}>() y = Resize<{listed}>(x, r, , s)"
+
+
+CROPS = [
+    cropped([0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0], scales=[1.0, 1.0, 2.0, 0.5]),
+    # Of another size on every axis that is cut: where it is the same, onnxruntime does not cut.
+    cropped([0.25, 0.5, 0.75, 1.0], sizes=[3, 4], axes=[2, 3], attributes='mode="linear"'),
+    cropped([-0.25, 0.5, 0.5, 1.5], sizes=[3, 4], axes=[2, 3], attributes='mode="linear", extrapolation_value=2.0'),
+]
+
+
+@pytest.mark.parametrize("body", CROPS)
+def test_crop_and_resize(check, body):
+    check(body, {"x": (2, 2, 4, 6)}, rtol=1e-5)
+
+
+RATIOS = [
+    sized([5, 5], f'mode="{mode}", keep_aspect_ratio_policy="{policy}"', axes=[2, 3])
+    for mode in ("linear", "nearest")
+    for policy in ("not_larger", "not_smaller")
+]
+
+
+@pytest.mark.parametrize("body", RATIOS)
+def test_one_scale_for_all_axes(check, body):
+    check(body, {"x": (2, 1, 3, 4)}, rtol=1e-5)
+    volume = body.replace("[5, 5]", "[4, 3, 5]").replace("axes=[2, 3]", "axes=[2, 3, 4]")
+    check(volume, {"x": (1, 1, 2, 3, 4)}, forms=("static",), rtol=1e-5, runtime=False)
+
+
+def test_one_scale_for_images_and_channels_is_refused(check):
+    body = sized([1, 2, 4, 6], 'keep_aspect_ratio_policy="not_smaller"')
+    with pytest.raises(UnsupportedOpError, match="keep_aspect_ratio_policy over the batch"):
         check.gradient(body, {"x": (1, 1, 2, 3)}, runtime=False)
-    region = "[0.0,0.0,0.0,0.0,1.0,1.0,1.0,1.0]"
-    body = f"s = Constant<value_floats=[1.0,1.0,2.0,2.0]>() r = Constant<value_floats={region}>() "
-    body += 'y = Resize<coordinate_transformation_mode="tf_crop_and_resize">(x, r, s)'
-    with pytest.raises(UnsupportedOpError, match="tf_crop_and_resize"):
-        check.gradient(body, {"x": (1, 1, 2, 3)}, runtime=False)
+
+
+def test_upsample_becomes_a_resize(check):
+    """Deprecated since opset 10; the version converter knows what took its place."""
+    for mode in ("nearest", "linear"):
+        body = f's = Constant<value=float[4] {{1.0,1.0,2.0,3.0}}>() y = Upsample<mode="{mode}">(x, s)'
+        model = check.model(body, {"x": (1, 2, 2, 3)}, opset=9)
+        assert [node.op_type for node in check.graph(model)] == ["Resize"]
+        feed = {"x": np.zeros((1, 2, 2, 3)), "y.cotangent": np.ones((1, 2, 4, 9))}
+        dx = ReferenceEvaluator(vjp(model, ["x"])).run(["x.gradient"], feed)[0]
+        np.testing.assert_allclose(dx.sum(), 72, rtol=1e-6)
 
 
 def test_nearest_by_whole_numbers_is_an_average_pool(check):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pycam.errors import UnsupportedOpError
+from pycam.errors import BatchAxisError
 
 KNOWN = ("static", "batch")
 
@@ -41,8 +41,14 @@ CASES = [
     ("r = Constant<value_ints=[3,1]>() y = Tile(x, r)", {"x": (2, 3)}, {"batched": False}),
     ("r = Constant<value_ints=[1,1]>() y = Tile(x, r)", {"x": (2, 3)}, {}),
     ("y = DepthToSpace<blocksize=2>(x)", {"x": (2, 8, 2, 3)}, {}),
-    ('y = DepthToSpace<blocksize=2, mode="CRD">(x)', {"x": (2, 8, 2, 3)}, {"forms": KNOWN}),
+    ('y = DepthToSpace<blocksize=2, mode="CRD">(x)', {"x": (2, 8, 2, 3)}, {}),
     ("y = SpaceToDepth<blocksize=2>(x)", {"x": (2, 2, 4, 6)}, {}),
+    *((f"s = Constant<value_ints={to}>() y = CenterCropPad<axes={axes}>(x, s)", {"x": (2, 4, 5)}, {})
+      for axes, to in (("[1,2]", "[2,2]"), ("[1,2]", "[7,8]"), ("[-1]", "[6]"), ("[1,-1]", "[3,9]"), ("[2]", "[5]"))),
+    ("s = Constant<value_ints=[3,4]>() y = CenterCropPad(x, s)", {"x": (2, 5)}, {"batched": False}),
+    ("y = ReverseSequence<batch_axis=0, time_axis=1>(x, n)", {"x": (2, 4, 2), "n": np.array([2, 4])},
+     {"forms": KNOWN[:1]}),
+    ("y = ReverseSequence(x, n)", {"x": (4, 3), "n": np.array([1, 3, 4])}, {"batched": False}),
 ]  # fmt: skip
 
 
@@ -55,13 +61,32 @@ def test_every_rule_has_a_case(check):
     assert not check.untested("pycam.grad.shape", CASES)
 
 
+def test_sizes_that_the_graph_computes(check):
+    body = "p, q, r = Split<axis=1>(x, s) y = Relu(q)"
+    check(body, {"x": (2, 7), "s": np.array([1, 4, 2])}, wrt=["x"])
+    for to in (2, 4, 7):
+        body = "y = CenterCropPad<axes=[1]>(x, s)"
+        check(body, {"x": (2, 4, 3), "s": np.array([to])}, wrt=["x"], forms=("static", "dynamic"))
+
+
+def test_a_split_into_many(check):
+    pieces = ", ".join(f"p{i}" for i in range(24))
+    check(f"{pieces} = Split<axis=1, num_outputs=24>(x) a = Mul(p3, p20) y = Mul(a, p21)", {"x": (2, 48)}, batched=True)
+
+
+def test_sequences_of_several_targets_belong_to_the_images(check):
+    with pytest.raises(BatchAxisError, match="same lengths"):
+        check("y = ReverseSequence(x, n)", {"x": (3, 2), "n": np.array([1, 3])}, forms=("static",), batched=True)
+
+
 def test_repeats_that_the_graph_computes(check):
     check("y = Tile(x, r)", {"x": (2, 3), "r": np.array([2, 3])}, wrt=["x"])
 
 
-def test_crd_needs_the_number_of_channels(check):
-    with pytest.raises(UnsupportedOpError, match="CRD"):
-        check.gradient('y = DepthToSpace<blocksize=2, mode="CRD">(x)', {"x": (2, 8, 2, 3)}, form="dynamic")
+@pytest.mark.parametrize("mode", ["DCR", "CRD"])
+def test_space_to_depth_of_opset_28(check, mode):
+    """It has a mode from there on, which onnxruntime 1.32 does not know."""
+    check(f'y = SpaceToDepth<blocksize=2, mode="{mode}">(x)', {"x": (2, 2, 4, 2)}, opset=28, runtime=False)
 
 
 FRONT = "t = Transpose<perm=[1,0,2]>(x) z = Constant<value_ints=[0]>() "
