@@ -59,8 +59,8 @@ def test_the_signatures_of_the_design() -> None:
     assert explainer["method"].default == "gradcam"
     assert explainer["layer"].default == "auto"
     assert list(inspect.signature(pycam.explain).parameters)[:2] == ["model", "image"]
-    assert {"method", "layer", "preprocess", "outputs"} <= set(inspect.signature(pycam.export).parameters)
-    assert list(inspect.signature(pycam.vjp).parameters) == ["model", "wrt", "output"]
+    assert {"method", "layer", "preprocess", "outputs", "lower"} <= set(inspect.signature(pycam.export).parameters)
+    assert list(inspect.signature(pycam.vjp).parameters) == ["model", "wrt", "output", "lower"]
 
 
 def test_importing_pycam_costs_nothing() -> None:

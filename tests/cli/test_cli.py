@@ -286,6 +286,25 @@ def test_methods(run: Run) -> None:
     assert [r["name"] for r in json.loads(run("methods", "--json")[1])] == names
 
 
+def warped(text_model: Any) -> onnx.ModelProto:
+    """A model with an op that nobody knows between two layers."""
+    model: onnx.ModelProto = text_model(
+        """(float[N, 3, 8, 8] x) => (float[N, 3] y) {
+            a = Relu(x)
+            w = Sigmoid(a)
+            c = Tanh(w)
+            g = GlobalAveragePool(c)
+            y = Flatten(g)
+        }"""
+    )
+    node = next(node for node in model.graph.node if node.output[0] == "w")
+    node.domain, node.op_type = "acme", "Warp"
+    model.opset_import.append(onnx.helper.make_opsetid("acme", 1))
+    for name in ("w", "c"):
+        model.graph.value_info.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 3, 8, 8]))
+    return model
+
+
 def test_doctor(run: Run, small: Path, text_model: Any) -> None:
     code, out, _ = run("doctor")
     assert code == 0
@@ -294,11 +313,14 @@ def test_doctor(run: Run, small: Path, text_model: Any) -> None:
     code, out, _ = run("doctor", small)
     assert code == 0
     assert "model: explained by gradcam at features on CPUExecutionProvider" in out
-    assert "without a gradient rule between input and score: none" in out
-    onnx.save(text_model("(float[N, 3, 8, 8] x) => (float[N, 3] y) { a = Relu(x) d = Det(a) y = Tanh(d) }"), "det.onnx")
-    code, out, _ = run("doctor", "det.onnx")
-    assert code == 1
-    assert "without a gradient rule between input and score: Det" in out
+    assert "ops without a gradient between input and score: none" in out
+    assert re.search(r"Gemm +2 +rule", out)
+    onnx.save(warped(text_model), "warped.onnx")
+    code, out, _ = run("doctor", "warped.onnx")
+    assert code == 1  # onnxruntime does not know the op either
+    assert re.search(r"acme::Warp +1 +unknown", out)
+    assert "without a gradient: Warp (node 'node_w'): no gradient rule" in out
+    assert "layers that can be explained all the same: 2 of 3: w, c" in out
     Path("text.onnx").write_text("not a model")
     code, out, err = run("doctor", "text.onnx")
     assert code == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,15 +10,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from pycam.graph.builder import Builder
+from pycam.graph.builder import Builder, Lower
 from pycam.graph.emit import finish
 from pycam.head import pick
-from pycam.head.graph import heatmaps
+from pycam.head.graph import _scales, heatmaps
 
 Forward = Callable[..., dict[str, np.ndarray]]
 
 
-def in_graph(raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward, symbolic: bool = False) -> np.ndarray:
+def in_graph(
+    raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward, symbolic: bool = False, lower: Lower = "fast"
+) -> np.ndarray:
     inputs = [
         ir.Value(
             name=f"raw{i}",
@@ -27,16 +30,19 @@ def in_graph(raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward
         for i, raw in enumerate(raws)
     ]
     graph = ir.Graph(inputs, [], nodes=[], opset_imports={"": 21}, name="head")
-    g = Builder(graph)
-    result = g.Identity(heatmaps(g, inputs, g.constant(list(size))))
+    g = Builder(graph, lower=lower)
+    small = [(f"h{i}", f"w{i}") if symbolic else raw.shape[2:] for i, raw in enumerate(raws)]
+    result = g.Identity(heatmaps(g, inputs, g.constant(list(size)), small))
     result.name, result.type = "heatmaps", ir.TensorType(ir.DataType.FLOAT)
     graph.outputs.append(result)
     model = finish(ir.Model(graph, ir_version=10), stand_alone=True)
     return forward(model, {f"raw{i}": raw for i, raw in enumerate(raws)})["heatmaps"]
 
 
-def agree(raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward, symbolic: bool = False) -> np.ndarray:
-    got = in_graph(raws, size, forward, symbolic)
+def agree(
+    raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward, symbolic: bool = False, lower: Lower = "fast"
+) -> np.ndarray:
+    got = in_graph(raws, size, forward, symbolic, lower)
     want, flat = pick("reference").finish(raws, size)
     assert got.dtype == np.float32
     assert got.shape == want.shape
@@ -58,11 +64,24 @@ def agree(raws: Sequence[np.ndarray], size: tuple[int, int], forward: Forward, s
         ((1, 1, 14, 14), (14, 14)),
         ((2, 2, 20, 30), (10, 7)),  # smaller than the layer
         ((1, 10, 5, 5), (33, 1)),
+        ((1, 1, 24, 24), (28, 28)),
     ],
 )
 @pytest.mark.parametrize("symbolic", [False, True])
-def test_shapes(draw: Any, forward: Forward, shape: tuple[int, ...], size: tuple[int, int], symbolic: bool) -> None:
-    agree([draw(*shape)], size, forward, symbolic)
+@pytest.mark.parametrize("lower", ["fast", "portable"])
+def test_shapes(
+    draw: Any, forward: Forward, shape: tuple[int, ...], size: tuple[int, int], symbolic: bool, lower: Lower
+) -> None:
+    agree([draw(*shape)], size, forward, symbolic, lower)
+
+
+def test_scales_never_fall_short() -> None:
+    """A runtime makes `floor(small · scale)` of a size, with the float32 scale as it is: never one less."""
+    for small in range(1, 130):
+        for large in (*range(1, 260), 384, 512, 1023):
+            found = _scales(Builder(ir.Graph([], [], nodes=[], name="g")).constant([large, large]), (small, small))
+            assert found is not None
+            assert math.floor(small * float(found[2])) == math.floor(np.float32(small) * found[2]) == large
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1.0, 1e4, 1e20])
