@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -230,8 +231,13 @@ _TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
 def channels_last(value: ir.Value) -> bool:
-    """Whether features are (N, h, w, C): a Transpose made them so, and nothing but elementwise ops came after it."""
+    """Whether features are (N, h, w, C): a linear layer works along their last axis, or a Transpose made them so, and
+    nothing but elementwise ops came after it."""
+    if any(_along_last(use.node) for use in value.uses()):
+        return True
     while (node := before_rounding(value).producer()) is not None and node.op_type not in _LAYOUT_SENSITIVE:
+        if _along_last(node):
+            return True
         if node.op_type == "Transpose":
             return list(node.attributes.get_ints("perm", [])) == _TO_LAST
         alike = [x for x in node.inputs if x is not None and x.const_value is None and _same_features(x, value)]
@@ -239,6 +245,17 @@ def channels_last(value: ir.Value) -> bool:
             return False
         value = alike[0]
     return False
+
+
+def _along_last(node: ir.Node) -> bool:
+    """Whether a node takes the last of four axes for the channels: it normalises along it, or multiplies by a matrix."""
+    x = node.inputs[0] if node.inputs else None
+    if x is None or len(dims(x)) != 4:
+        return False
+    if node.op_type == "LayerNormalization":
+        return node.attributes.get_int("axis", -1) in (-1, 3)
+    weight = node.inputs[1] if node.op_type == "MatMul" else None
+    return weight is not None and weight.const_value is not None and len(dims(weight)) == 2
 
 
 def _same_features(x: ir.Value, y: ir.Value) -> bool:
@@ -298,11 +315,31 @@ def _on_grid(graph: ir.Graph) -> set[ir.Value]:
     return grid
 
 
+def _narrows(graph: ir.Graph, on_path: set[ir.Value]) -> set[ir.Value]:
+    """The values through which every path from the inputs to the score leads: behind one of them only it is live."""
+    waiting = Counter(x for node in graph if not on_path.isdisjoint(node.outputs) for x in {*reads(node)} & on_path)
+    live = on_path.intersection(graph.inputs)
+    narrow: set[ir.Value] = set()
+    for node in graph:
+        made = on_path.intersection(node.outputs)
+        if not made:
+            continue
+        for x in {*reads(node)} & on_path:
+            waiting[x] -= 1
+            if not waiting[x]:
+                live.discard(x)
+        live |= made
+        if len(live) == 1:
+            narrow |= live
+    return narrow
+
+
 def _automatic(graph: ir.Graph, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
-    """The last spatial features before they are pooled or flattened."""
+    """The last spatial features before they are pooled or flattened: all that the score sees of the image, where there
+    is such a value, else the last on the image's grid."""
     values = [y for node in graph for y in node.outputs if y in on_path and y is not score and spatial(y)]
-    grid = _on_grid(graph)
-    values = [v for v in values if v in grid] or values
+    narrow, grid = _narrows(graph, on_path), _on_grid(graph)
+    values = [v for v in values if v in narrow] or [v for v in values if v in grid] or values
     if not values:
         raise LayerError(
             "layer='auto' found no spatial features (N, C, h, w) between the input and the score "

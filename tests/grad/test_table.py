@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import pytest
 
 from pycam.grad import registry
+from pycam.grad.coverage import status
 
 FLOATS = ("tensor(float)", "tensor(double)", "tensor(float16)", "tensor(bfloat16)")
 
@@ -58,3 +61,13 @@ def test_no_input_is_declared_that_does_not_exist():
                 assert i == registry.ALL or i < len(SCHEMAS[op].inputs), f"{op} has no input {i}"
     for domain, op in (*registry.EXPANSIONS, *registry.REGIONS):
         assert domain or op in {*SCHEMAS, *OF_THE_RUNTIME}, f"{op} is no op of ai.onnx"
+
+
+def test_the_page_of_operators_is_of_this_table():
+    """docs/ops.md is generated (scripts/make_ops.py): it lists every op with what the table says of it."""
+    page = (Path(__file__).parents[2] / "docs" / "ops.md").read_text()
+    for domain, op in registry.declared():
+        name = f"{domain}::{op}" if domain and not registry.differentiates(op, domain) else op
+        says = status(op, domain)
+        word = says.split(": ", 1)[-1] if ": " in says else says.removeprefix("rule (").removesuffix(")")
+        assert any(line.startswith(f"| `{name}` | ") and word in line for line in page.splitlines()), (name, says)

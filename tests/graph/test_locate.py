@@ -146,6 +146,40 @@ def test_auto_steps_in_front_of_a_pool(text_model: Any, pool: str) -> None:
     assert layers_of(model, "auto") == ["a"]
 
 
+def test_auto_takes_what_every_path_leads_through(text_model: Any) -> None:
+    """Queries and keys have four axes as well; the features that they are made of, and go into, do not branch."""
+    body = """(float[N, 3, 8, 8] x) => (float[N, 3] y) {
+        a = Relu(x)
+        q = Sigmoid(a)
+        k = Tanh(a)
+        kt = Transpose<perm=[0, 1, 3, 2]>(k)
+        p = MatMul(q, kt)
+        s = Softmax(p)
+        END
+        g = GlobalAveragePool(b)
+        y = Flatten(g)
+    }"""
+    assert layers_of(text_model(body.replace("END", "b = Add(s, a)")), "auto") == ["b"]
+    branches = "one = GlobalAveragePool(s) two = GlobalAveragePool(a) b = Add(one, two)"
+    assert layers_of(text_model(body.replace("END", branches)), "auto") == ["a"]
+
+
+def test_channels_last_features_before_a_linear_layer(text_model: Any) -> None:
+    """As a Swin transformer's: normalised along the last axis, averaged over the two in the middle."""
+    model = text_model(
+        """(float[N, 6, 6, 4] x) => (float[N, 4] y) <float[4] scale = {1.0, 1.0, 1.0, 1.0}> {
+            r = Relu(x)
+            n = LayerNormalization(r, scale)
+            a = Tanh(n)
+            axes = Constant<value_ints=[1, 2]>()
+            y = ReduceMean<keepdims=0>(a, axes)
+        }"""
+    )
+    graph = normalise(load(model)).graph
+    (layer,) = locate_layers(graph, "auto", locate_score(graph).value)
+    assert (layer.name, list(layer.shape or [])[1:]) == ("a/channels_first", [4, 6, 6])
+
+
 def test_auto_does_not_take_the_input_itself(text_model: Any) -> None:
     model = text_model(
         """(float[N, 3, 8, 8] x) => (float[N, 3] y) {
