@@ -248,7 +248,7 @@ def channels_last(value: ir.Value) -> bool:
 
 
 def _along_last(node: ir.Node) -> bool:
-    """Whether a node takes the last of four axes for the channels: it normalises along it, or multiplies by a matrix."""
+    """Whether a node takes the last of four axes for the channels: to normalise along, or to multiply by a matrix."""
     x = node.inputs[0] if node.inputs else None
     if x is None or len(dims(x)) != 4:
         return False
