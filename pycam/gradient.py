@@ -43,19 +43,20 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
     graph_model = normalise(load(model))
     graph = graph_model.graph
     y = find_value(graph, output) if output is not None else graph.outputs[0]
-    xs = [find_value(graph, name) for name in ([wrt] if isinstance(wrt, str) else wrt)]
+    names = [wrt] if isinstance(wrt, str) else list(wrt)
+    xs = [find_value(graph, name) for name in names]
     g = Builder(graph, lower=lower)
-    cotangent = ir.Value(name=g.free(f"{y.name}.cotangent"), shape=y.shape, type=ir.TensorType(_type(y)))
+    cotangent = ir.Value(name=g.free(f"{output or y.name}.cotangent"), shape=y.shape, type=ir.TensorType(_type(y)))
     graph.inputs.append(cotangent)
     grads, _ = differentiate(g, {y: cotangent}, xs)
-    for x, grad in zip(xs, grads, strict=True):
+    for name, x, grad in zip(names, xs, grads, strict=True):
         if grad is None:
-            raise LayerError(f"no differentiable path leads from {x.name!r} to {y.name!r}")
+            raise LayerError(f"no differentiable path leads from {name!r} to {output or y.name!r}")
         grad = g.Cast(grad, to=x.dtype) if x.dtype in HALF else grad
         add_output(
             graph,
             grad,
-            g.free(f"{x.name}.gradient"),
+            g.free(f"{name}.gradient"),
             list(dims(x)) if x.shape is not None else None,
             _type(x),
         )
@@ -69,8 +70,13 @@ def _type(value: ir.Value) -> ir.DataType:
 
 
 def find_value(graph: ir.Graph, name: str) -> ir.Value:
-    """The value called `name` (graph input or node output)."""
+    """The value called `name`: a graph input, a node's output, or a copy of one that normalising left out."""
     values = {v.name or "": v for v in [*graph.inputs, *(y for n in graph for y in n.outputs)]}
+    for value in list(values.values()):
+        for copy in value.meta.get("dropped", ()):
+            values.setdefault(copy.outputs[0].name or "", value)
+    if name in graph.initializers:
+        raise LayerError(f"{name!r} is a weight: pycam has gradients of activations only")
     if name not in values:
         raise LayerError(f"the model has no value called {name!r}; nearest: {nearest(name, values)}")
     return values[name]

@@ -15,6 +15,8 @@ from pycam.graph.builder import Builder, constant_of
 from pycam.graph.quantised import as_read, dequantise, dequantised_constant
 from pycam.graph.simplify import Spread, expand
 
+from . import registry
+
 Dim = int | str | None
 """A dimension: its size, its symbolic name, or None where nothing is known."""
 
@@ -43,8 +45,10 @@ class Repeat:
     def __call__(self, value: ir.Value) -> ir.Value:
         """`value` for all K targets: `(N, …)` → `(K·N, …)`; constants and shapes stay as they are."""
         value = self.wide(as_read(value))
-        if self.count is None or value not in self.batched:
-            return value
+        return value if self.count is None or value not in self.batched else self.tile(value)
+
+    def tile(self, value: ir.Value) -> ir.Value:
+        """`value` K times along axis 0."""
         if value not in self.tiled:
             rank = len(value.shape) if value.shape is not None else 0
             if rank == 0:
@@ -52,6 +56,7 @@ class Repeat:
                     f"the value {value.name!r} has no batch axis to repeat for several targets: "
                     "explain one target at a time"
                 )
+            assert self.count is not None
             repeats = self.g.Concat(self.count, [1] * (rank - 1), axis=0) if rank > 1 else self.count
             self.tiled[value] = self.g.Tile(value, repeats)
         return self.tiled[value]
@@ -125,7 +130,15 @@ class Call:
 
     def x(self, i: int | None = None) -> ir.Value:
         """Forward input `i` (default: the one differentiated)."""
-        return self.repeat(self._input(i))
+        value = self._input(i)
+        return self.repeat.tile(self.repeat.wide(value)) if self._has_own_batch(value) else self.repeat(value)
+
+    def _has_own_batch(self, value: ir.Value) -> bool:
+        """Whether `value` is a constant with an entry per sample, to be repeated as what it is broadcast against."""
+        rule, y = registry.find(self.node, self.i), self.node.outputs[0].shape
+        if self.repeat.count is None or value in self.repeat.batched or rule is None or rule.broadcasts != "inputs":
+            return False
+        return bool(value.shape) and y is not None and len(value.shape or ()) == len(y) and (value.shape or [1])[0] != 1
 
     def y(self, i: int = 0) -> ir.Value:
         """Forward output `i`."""

@@ -32,7 +32,8 @@ def global_average_pool(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 def global_max_pool(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dx = dy` at the first maximum in row-major order, as PyTorch's adaptive_max_pool; 0 elsewhere."""
     sizes = n.static(start=2)
-    flat = g.Reshape(n.x(), [0, 0, -1])
+    area = math.prod(sizes) if sizes is not None else g.ReduceProd(g.Slice(n.shape(), [2], [END], [0]), [0], keepdims=1)
+    flat = g.Reshape(n.x(), join(g, [0, 0, area]))  # -1 has no value in an empty batch
     if sizes is not None:
         positions = g.constant(np.arange(math.prod(sizes)))
     else:
@@ -223,7 +224,9 @@ def _interleave(
     stacked = fit(g, stacked, axis + 1, 0, a.stride - a.kernel)
     counts = [b.count(ceil_mode) for b in axes]
     after = [c if c is not None else axis_size(g, parts[0], 2 + k) for k, c in enumerate(counts) if k > j]
-    flat = g.Reshape(stacked, join(g, [0] * axis + [-1, *after]))
+    merged = counts[j]
+    positions = merged * a.stride if merged is not None else g.Mul(axis_size(g, parts[0], axis), [a.stride])
+    flat = g.Reshape(stacked, join(g, [0] * axis + [positions, *after]))
     overhang = a.overhang(ceil_mode)
     if a.begin is not None and overhang is not None:
         return fit(g, flat, axis, -a.begin, a.kernel - a.stride - overhang)

@@ -136,7 +136,12 @@ def pattern(op: str, domain: str = "") -> Callable[[Match], Match]:
 def recognise(node: ir.Node) -> Pattern | None:
     """The function that `node` is the last node of, if it is one that has a rule as a whole."""
     found = (match(node) for match in PATTERNS.get((node.domain, node.op_type), ()))
-    return next((p for p in found if p is not None), None)
+    return next((p for p in found if p is not None and _same_rank(p.x, node.outputs[0])), None)
+
+
+def _same_rank(x: ir.Value, y: ir.Value) -> bool:
+    """Whether no constant of higher rank stretched `x`: patterns undo no broadcasting."""
+    return x.shape is None or y.shape is None or len(x.shape) == len(y.shape)
 
 
 def stop(op: str, *inputs: int, why: str, kind: Kind = "setting", domain: str = "") -> None:

@@ -165,12 +165,31 @@ def _one_opset(skeleton: onnx.ModelProto) -> onnx.ModelProto:
     if version < OLDEST:
         raise ModelError(f"the model uses opset {version}; pycam reads opsets from {OLDEST}: export it to a newer one")
     try:
-        return onnx.version_converter.convert_version(skeleton, OPSET)
+        converted = onnx.version_converter.convert_version(skeleton, OPSET)
     except Exception as error:  # the converter raises RuntimeError and pybind's own types
         raise ModelError(
             f"cannot convert the model from opset {version} to {OPSET}: {str(error).strip()}; "
             f"export it to opset {OPSET}"
         ) from error
+    if version < 11:
+        _spell_out_resizes(converted)
+    return converted
+
+
+def _spell_out_resizes(skeleton: onnx.ModelProto) -> None:
+    """Upsample, and Resize of opset 10, count from the corner of the first pixel; the converter leaves that out, and
+    Resize means the middle of the pixels since.  Nearest takes the position before, or behind where it makes smaller,
+    as onnxruntime does for them."""
+    for graph in all_graphs(skeleton.graph):
+        known = {t.name: t for t in graph.initializer}
+        known.update({n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute})
+        for node in graph.node:
+            if node.op_type != "Resize" or node.domain:
+                continue
+            scales = known.get(node.input[2]) if len(node.input) > 2 else None
+            smaller = scales is not None and bool((onnx.numpy_helper.to_array(scales) < 1).any())
+            corner = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
+            node.attribute.extend([corner, onnx.helper.make_attribute("nearest_mode", "ceil" if smaller else "floor")])
 
 
 def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
@@ -180,7 +199,7 @@ def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
     infos = [v for v in skeleton.graph.value_info if all(_named(d) for d in v.type.tensor_type.shape.dim)]
     del skeleton.graph.value_info[:]
     skeleton.graph.value_info.extend(infos)
-    declared = [v.name for v in infos]
+    declared = {v.name for v in infos}
     outputs = {v.name: v for v in skeleton.graph.output}
     renamed: dict[str, str] = {}
     while True:
@@ -188,7 +207,7 @@ def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
         model = ir.from_proto(inferred)
         changes = [open_subgraphs(model, renamed), fold_constants(model), fold_ifs(model, renamed)]
         settled = settle_reshapes(model)
-        declared += settled
+        declared.update(settled)
         if not any((*changes, resolve_sequences(model), settled, settle_pools(model))):
             if contradiction is not None:
                 raise contradiction

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .builder import constant_of
+from .builder import Builder, constant_of
 from .shapes import infer
 
 
@@ -21,6 +21,7 @@ def pad_every_axis(model: ir.Model) -> None:
         return
     shapes = [(y, y.shape) for node in graph for y in node.outputs]
     infer(list(graph), model.opset_imports, "pads")
+    g = Builder(graph, prefix="pycam/pads")
     for node in partial:
         x, pads, _, axes = node.inputs[:4]
         if x is None or x.shape is None or pads is None or axes is None:
@@ -33,14 +34,13 @@ def pad_every_axis(model: ir.Model) -> None:
         if array is not None:
             full = np.zeros(2 * rank, dtype=np.int64)
             full[places] = array
-            node.replace_input_with(1, _constant(graph, f"{node.name}/pads", full))
+            node.replace_input_with(1, g.constant(full))
         else:
             table = np.full(2 * rank, len(places))  # the zero at the end
             table[places] = np.arange(len(places))
-            zero = _constant(graph, f"{node.name}/zero", np.zeros(1, dtype=np.int64))
-            index = _constant(graph, f"{node.name}/table", table)
-            joined = ir.Node("", "Concat", [pads, zero], [ir.AttrInt64("axis", 0)], name=f"{node.name}/joined")
-            spread = ir.Node("", "Gather", [joined.outputs[0], index], name=f"{node.name}/pads")
+            inputs = [pads, g.constant([0])]
+            joined = ir.Node("", "Concat", inputs, [ir.AttrInt64("axis", 0)], name=g.fresh("joined"))
+            spread = ir.Node("", "Gather", [joined.outputs[0], g.constant(table)], name=g.fresh("pads"))
             for new in (joined, spread):
                 new.outputs[0].name, new.outputs[0].type = new.name, ir.TensorType(ir.DataType.INT64)
             assert node.graph is not None
@@ -49,10 +49,3 @@ def pad_every_axis(model: ir.Model) -> None:
         node.resize_inputs(3)
     for y, shape in shapes:  # the names that inference makes up are no news to a runtime, and confuse tract
         y.shape = shape
-
-
-def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value

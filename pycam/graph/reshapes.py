@@ -43,11 +43,16 @@ def settle_reshapes(model: ir.Model) -> list[str]:
                 if not any(isinstance(s, str) and s.startswith(UNKNOWN) for s in sizes):
                     node.outputs[0].shape = ir.Shape(sizes)
                     settled.append(node.outputs[0].name or "")
-        elif node.op_type in _FOLLOWED:
+        elif node.op_type in _FOLLOWED and _flat(node.outputs[0]):
             sizes = _FOLLOWED[node.op_type](node, known)
             if sizes is not None:
                 known[node.outputs[0]] = sizes
     return settled
+
+
+def _flat(x: ir.Value) -> bool:
+    """Whether a value is a number or a vector."""
+    return x.shape is not None and len(x.shape) <= 1
 
 
 def _computed(x: ir.Value | None) -> bool:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pycam.errors import MethodError
 from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
-from pycam.graph.simplify import expand, moved_from, spread_of
+from pycam.graph.simplify import Spread, expand, moved_from, spread_of
 
 from .registry import CHANNELS, Method
 
@@ -27,14 +27,14 @@ def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Val
     Raises:
         MethodError: the method needs a GAP + linear tail and this one is not.
     """
-    if method.linear_only and spread_of(da) is None:
+    if method.linear_only and _over_positions(da) is None:
         raise MethodError(
             f"{method.title} needs global average pooling and linear layers behind the layer {a.name!r}, "
             "whose gradient here depends on the position: use 'gradcam', which is the same where both apply"
         )
     w = method.weigh(g, a, _split(g, da, a, count))
     n, c, *positions = dims(a)
-    found = spread_of(w)
+    found = _over_positions(w)
     if (found is not None or method.per_channel) and not method.rectify:
         channels = found[0] if found is not None else w  # (K, N, C, 1, 1)
         rows = _looked_up(g, channels, c)
@@ -49,10 +49,16 @@ def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Val
     return g.Transpose(summed, perm=[1, 0, 2, 3])
 
 
+def _over_positions(x: ir.Value | None) -> tuple[ir.Value, ir.Value, Spread] | None:
+    """`spread_of(x)`, if exactly the positions were stretched: then one number per channel says it all."""
+    found = spread_of(x)
+    return found if found is not None and found[2].axes == (-2, -1) else None
+
+
 def _split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.Value:
     """(K·N, C, h, w) → (K, N, C, h, w); a gradient that is constant over positions stays small."""
     n, c, *positions = dims(a)
-    found = spread_of(da)
+    found = _over_positions(da)
     if found is None:
         split = g.Reshape(da, _vector(g, [count or 1, _size(n), c, *positions], a))
         moved = moved_from(da)
