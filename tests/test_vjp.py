@@ -69,6 +69,27 @@ def test_old_resizes_count_from_the_corner(op, opset, scale, mode):
     np.testing.assert_allclose(differentiated["x.gradient"].reshape(-1), ones, rtol=1e-5)
 
 
+@pytest.mark.parametrize("opset", [18, 20])
+def test_group_normalization_with_a_scale_per_group(opset):
+    """onnx's checker calls it deprecated; it is what its groups are as channels of an InstanceNormalization."""
+    weights = {"s": draw(2, seed=1), "b": draw(2, seed=2)}
+    m = model("n = GroupNormalization<num_groups=2, epsilon=0.1>(x, s, b) y = Tanh(n)", ["n", 4, 5], weights, opset)
+    x = draw(3, 4, 5)
+
+    def forward(x):
+        grouped = x.astype(np.float64).reshape(3, 2, -1)
+        centred = grouped - grouped.mean(2, keepdims=True)
+        normed = centred / np.sqrt((centred**2).mean(2, keepdims=True) + 0.1)
+        return np.tanh(normed * weights["s"][:, None] + weights["b"][:, None]).reshape(x.shape)
+
+    c, v = draw(3, 4, 5, seed=3), draw(3, 4, 5, seed=4)
+    result = run(pycam.vjp(m, ["x"]), {"x": x, "y.cotangent": c})
+    np.testing.assert_allclose(result["y"], forward(x), atol=1e-5)
+    step = 1e-5 * v.astype(np.float64)
+    want = ((forward(x + step) - forward(x - step)) * c).sum() / 2e-5
+    np.testing.assert_allclose((result["x.gradient"] * v).sum(), want, rtol=1e-3)
+
+
 def test_pads_of_some_axes_in_nodes_without_names():
     body = 'a = Pad<mode="reflect">(x, p, , ax) s = Sin(a) y = Pad(s, p, , ax)'
     m = model(body, ["n", 6, 5], {"p": np.array([1, 2]), "ax": np.array([-2])})

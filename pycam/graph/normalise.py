@@ -30,6 +30,7 @@ from .reshapes import settle_reshapes
 from .sequences import resolve_sequences
 from .shapes import UNKNOWN, all_graphs
 from .skeleton import LARGE
+from .spelling import spell_out_group_norms, spell_out_onesided, spell_out_resizes
 
 OPSET = 21
 """Older models are brought up to this opset; newer ones are left (no op changed its form since)."""
@@ -49,7 +50,8 @@ def normalise(loaded: Loaded) -> ir.Model:
     except UnicodeDecodeError as error:
         raise ModelError(f"the model is not valid ONNX: a name in it is no text ({error})") from None
     contrib.hide(skeleton)
-    _spell_out_onesided(skeleton)
+    spell_out_onesided(skeleton)
+    spell_out_group_norms(skeleton)
     model = _with_shapes(spell_out(_one_opset(_flatten(skeleton))))
     contrib.show(model)
     _attach(model, weights, loaded.folder, loaded.file)
@@ -80,14 +82,6 @@ def _split(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, onnx.Tens
     if skeleton.ir_version < 4:  # then every initialiser had to be an input too
         skeleton.ir_version = 4
     return skeleton, weights
-
-
-def _spell_out_onesided(skeleton: onnx.ModelProto) -> None:
-    """onnx's inference takes the attribute of STFT for 0 where it is left out, which means 1."""
-    for graph in all_graphs(skeleton.graph):
-        for node in graph.node:
-            if node.op_type == "STFT" and not any(a.name == "onesided" for a in node.attribute):
-                node.attribute.append(onnx.helper.make_attribute("onesided", 1))
 
 
 def _copy(field: object, value: object, target: object) -> None:
@@ -172,24 +166,8 @@ def _one_opset(skeleton: onnx.ModelProto) -> onnx.ModelProto:
             f"export it to opset {OPSET}"
         ) from error
     if version < 11:
-        _spell_out_resizes(converted)
+        spell_out_resizes(converted)
     return converted
-
-
-def _spell_out_resizes(skeleton: onnx.ModelProto) -> None:
-    """Upsample, and Resize of opset 10, count from the corner of the first pixel; the converter leaves that out, and
-    Resize means the middle of the pixels since.  Nearest takes the position before, or behind where it makes smaller,
-    as onnxruntime does for them."""
-    for graph in all_graphs(skeleton.graph):
-        known = {t.name: t for t in graph.initializer}
-        known.update({n.output[0]: n.attribute[0].t for n in graph.node if n.op_type == "Constant" and n.attribute})
-        for node in graph.node:
-            if node.op_type != "Resize" or node.domain:
-                continue
-            scales = known.get(node.input[2]) if len(node.input) > 2 else None
-            smaller = scales is not None and bool((onnx.numpy_helper.to_array(scales) < 1).any())
-            corner = onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
-            node.attribute.extend([corner, onnx.helper.make_attribute("nearest_mode", "ceil" if smaller else "floor")])
 
 
 def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
