@@ -22,7 +22,7 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
 
     Args:
         model: Path, bytes or ModelProto.
-        wrt: Names of the values to differentiate for: graph inputs or any values inside.
+        wrt: Names of the values to differentiate for: graph inputs or any values inside, but no weights.
         output: Name of the differentiated value; the model's first output if None.
         lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
 
@@ -30,7 +30,7 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
         The model with one more input, `<output>.cotangent` (shape and dtype of that output), and one more output per
         name, `<wrt>.gradient` (shape and dtype of that value): `Σ cotangent · d output / d wrt`.  A name that the model
         has already, as a gradient of a gradient may, ends in `_pycam`.  Quantised integers are taken for the floats
-        that they stand for.  Standard ONNX ops only.
+        that they stand for.  What is added are standard ONNX ops.
 
     Raises:
         ModelError: the model cannot be read.
