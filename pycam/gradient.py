@@ -17,7 +17,14 @@ from .graph.locate import dims
 from .graph.normalise import normalise
 
 
-def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: Lower = "fast") -> onnx.ModelProto:
+def vjp(
+    model: Source,
+    wrt: Sequence[str],
+    output: str | None = None,
+    *,
+    lower: Lower = "fast",
+    rules: str = "exact",
+) -> onnx.ModelProto:
     """Add a vector-Jacobian product to a model.
 
     Args:
@@ -25,6 +32,8 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
         wrt: Names of the values to differentiate for: graph inputs or any values inside, but no weights.
         output: Name of the differentiated value; the model's first output if None.
         lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
+        rules: "exact": the gradient.  "guided" (Guided Backprop, arXiv 1412.6806) and "deconvnet" (arXiv 1311.2901)
+            replace it at ReLU-like activations, see docs/guided.md.
 
     Returns:
         The model with one more input, `<output>.cotangent` (shape and dtype of that output), and one more output per
@@ -36,7 +45,7 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
         ModelError: the model cannot be read.
         LayerError: a name is unknown, or no differentiable path leads from it to the output.
         UnsupportedOpError: an op on the path has no gradient rule.
-        InputError: `lower` is neither.
+        InputError: `lower` is neither, or there is no rule set called `rules`.
     """
     if lower not in LOWERS:
         raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
@@ -48,7 +57,7 @@ def vjp(model: Source, wrt: Sequence[str], output: str | None = None, *, lower: 
     g = Builder(graph, lower=lower)
     cotangent = ir.Value(name=g.free(f"{output or y.name}.cotangent"), shape=y.shape, type=ir.TensorType(_type(y)))
     graph.inputs.append(cotangent)
-    grads, _ = differentiate(g, {y: cotangent}, xs)
+    grads, _ = differentiate(g, {y: cotangent}, xs, rules=rules)
     for name, x, grad in zip(names, xs, grads, strict=True):
         if grad is None:
             raise LayerError(f"no differentiable path leads from {name!r} to {output or y.name!r}")

@@ -25,6 +25,8 @@ FAMILIES = (
     "count",
     "declared",
     "patterns",
+    "rectifiers",
+    "guided",
     "control",
     "recurrent",
     "einsum",

@@ -14,7 +14,7 @@ from pycam.graph.builder import Builder
 
 from .call import Call
 from .elementwise import derivative, masked, where
-from .registry import rule, stop
+from .registry import Rectifier, rule, stop
 
 # ── piecewise linear ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -36,9 +36,14 @@ def leaky_relu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 @rule("PRelu", 0, broadcasts="inputs")
 def prelu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`dy·(x > 0 ? 1 : slope)`; `x` and `y` have the same sign if no slope is negative.  The slope at the kink."""
+    if n.rule_set is not None:
+        return n.rule_set(g, n, dy, Rectifier(_prelu_positive))
+    return g.Mul(dy, where(g, _prelu_positive(g, n), 1.0, n.x(1), dy))
+
+
+def _prelu_positive(g: Builder, n: Call) -> ir.Value:
     slope = n.const(1)
-    positive = g.Greater(n.y() if slope is not None and (slope >= 0).all() else n.x(0), 0.0)
-    return g.Mul(dy, where(g, positive, 1.0, n.x(1), dy))
+    return g.Greater(n.y() if slope is not None and (slope >= 0).all() else n.x(0), 0.0)
 
 
 @rule("PRelu", 1, broadcasts="inputs")
@@ -67,10 +72,13 @@ def hard_swish(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 
     0 and 1 at the kinks, the one-sided derivatives of smaller size, as PyTorch since its #148049 (before: −½, 1½).
     """
-    x = n.x()
-    middle = g.Add(g.Div(x, 3.0), 0.5)
-    below_three = where(g, g.Less(x, 3.0), middle, 1.0, dy)
-    return g.Mul(dy, where(g, g.Greater(x, -3.0), below_three, 0.0, dy))
+    return hard_swish_gradient(g, n.x(), dy, g.Add(g.Div(n.x(), 3.0), 0.5), -3.0, 3.0)
+
+
+def hard_swish_gradient(g: Builder, x: ir.Value, dy: ir.Value, middle: ir.Value, low: float, high: float) -> ir.Value:
+    """`dy·(x ≤ low ? 0 : x ≥ high ? 1 : middle)`."""
+    below_high = where(g, g.Less(x, high), middle, 1.0, dy)
+    return g.Mul(dy, where(g, g.Greater(x, low), below_high, 0.0, dy))
 
 
 @rule("Shrink")
@@ -88,11 +96,14 @@ def elu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return _exponential_below(g, n, dy, 1.0, n.attr("alpha", 1.0))
 
 
+SELU_GAMMA = 1.05070102214813232421875
+
+
 @rule("Selu")
 def selu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`γ·elu(x, α)` ⇒ `dy·(x > 0 ? γ : γα·eˣ)`, and `γα·eˣ = y + γα`.  γα at the kink, as PyTorch."""
     alpha = n.attr("alpha", 1.67326319217681884765625)
-    gamma = n.attr("gamma", 1.05070102214813232421875)
+    gamma = n.attr("gamma", SELU_GAMMA)
     return _exponential_below(g, n, dy, gamma, gamma * alpha)
 
 
@@ -153,10 +164,18 @@ def _times(g: Builder, x: ir.Value, alpha: float) -> ir.Value:
 @rule("SwiGLU", 0)
 def swiglu_gate(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = a·σ·b`, `σ = sigmoid(αa)` ⇒ `da = dy·b·(σ + α·aσ·(1 − σ))`."""
+    alpha, d_swish = float(n.attr("alpha", 1.0)), g.Mul(dy, n.x(1))
+    if n.rule_set is not None and alpha > 0:
+        return n.rule_set(g, n, d_swish, Rectifier(lambda g, n: g.Greater(n.x(0), 0.0), _swiglu_slope))
+    return _swiglu_slope(g, n, d_swish)
+
+
+def _swiglu_slope(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    """`dy·(σ + α·aσ·(1 − σ))`."""
     alpha = float(n.attr("alpha", 1.0))
     sigma = g.Sigmoid(_times(g, n.x(0), alpha))
     inner = g.Mul(_times(g, g.Mul(n.x(0), sigma), alpha), g.Sub(1.0, sigma))
-    return g.Mul(g.Mul(dy, n.x(1)), g.Add(sigma, inner))
+    return g.Mul(dy, g.Add(sigma, inner))
 
 
 @rule("SwiGLU", 1)
@@ -168,16 +187,24 @@ def swiglu_linear(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
 @rule("Mish")
 def mish(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x·t`, `t = tanh(softplus(x))` ⇒ `dy·(t + x·(1 − t²)·sigmoid(x))`."""
-    t = g.Tanh(g.Softplus(n.x()))
-    inner = g.Mul(_slope_of_tanh(g, t), g.Sigmoid(n.x()))
-    return g.Mul(dy, g.Add(t, g.Mul(n.x(), inner)))
+    return g.Mul(dy, mish_slope(g, n.x()))
+
+
+def mish_slope(g: Builder, x: ir.Value) -> ir.Value:
+    """`t + x·(1 − t²)·sigmoid(x)`."""
+    t = g.Tanh(g.Softplus(x))
+    return g.Add(t, g.Mul(x, g.Mul(_slope_of_tanh(g, t), g.Sigmoid(x))))
+
+
+GELU_TANH = (0.044715, math.sqrt(2.0 / math.pi))
+"""`(a, c)` of `gelu(x) ≈ ½x(1 + tanh(c(x + a·x³)))`."""
 
 
 @rule("Gelu")
 def gelu(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     """`y = x·Φ(x)` ⇒ `dy·(Φ + x·φ)`, `Φ = ½(1 + erf(x/√2))`, `φ = exp(−x²/2)/√(2π)`."""
     if n.attr("approximate", "none") == "tanh":
-        return _gelu_tanh(g, n, dy)
+        return g.Mul(dy, gelu_tanh_slope(g, n.x()))
     return g.Mul(dy, gelu_slope(g, n.x()))
 
 
@@ -188,16 +215,16 @@ def gelu_slope(g: Builder, x: ir.Value) -> ir.Value:
     return g.Add(cdf, g.Mul(x, pdf))
 
 
-def _gelu_tanh(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
-    """`y = ½x(1 + t)`, `t = tanh(c(x + a·x³))` ⇒ `dy·½(1 + t + s·c·(1 + 3a·x²))`, `s = x(1 − t²)`.
+def gelu_tanh_slope(g: Builder, x: ir.Value) -> ir.Value:
+    """`y = ½x(1 + t)`, `t = tanh(c(x + a·x³))` ⇒ `½(1 + t + s·c·(1 + 3a·x²))`, `s = x(1 − t²)`.
 
     `s·x²` is computed as `(s·x)·x`: `s` is 0 long before `x²` overflows.
     """
-    x, a, c = n.x(), 0.044715, math.sqrt(2.0 / math.pi)
+    a, c = GELU_TANH
     t = g.Tanh(g.Mul(g.Mul(x, g.Add(g.Mul(g.Mul(x, x), a), 1.0)), c))
     s = g.Mul(x, _slope_of_tanh(g, t))
     inner = g.Add(s, g.Mul(g.Mul(g.Mul(s, x), x), 3.0 * a))
-    return g.Mul(dy, g.Mul(g.Add(g.Add(t, 1.0), g.Mul(inner, c)), 0.5))
+    return g.Mul(g.Add(g.Add(t, 1.0), g.Mul(inner, c)), 0.5)
 
 
 # ── over an axis ────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -117,12 +117,30 @@ class Call:
     reading a pre-activation stops onnxruntime from fusing it with the convolution before.
     """
 
-    def __init__(self, g: Builder, repeat: Repeat, node: ir.Node, i: int, dys: list[ir.Value | None]) -> None:
+    def __init__(
+        self,
+        g: Builder,
+        repeat: Repeat,
+        node: ir.Node,
+        i: int,
+        dys: list[ir.Value | None],
+        rules: str = "exact",
+    ) -> None:
         self.g = g
         self.repeat = repeat
         self.node = node
         self.i = i
         self.dys = dys  # gradients of all outputs, None where the score does not depend on one
+        self.rules = rules  # name of the rule set
+
+    @property
+    def rule_set(self) -> registry.RuleSet | None:
+        """What replaces the gradient of a ReLU-like activation, if anything does.
+
+        For rules of ops that do more than activate (FusedConv); where the activation is the whole op, or several, the
+        walk sees to it.
+        """
+        return registry.RULE_SETS[self.rules]
 
     def has(self, i: int) -> bool:
         """Whether the optional input `i` is given."""

@@ -7,6 +7,7 @@ once more.  Attention and what belongs to it is in `contrib_attention.py`, integ
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -21,7 +22,8 @@ from .activation import swish_gradient
 from .call import Call
 from .elementwise import masked, where
 from .norm import rescale, standardise
-from .registry import ALL, CONTRIB, expansion, refuse, rule, stop
+from .rectifiers import bounds_activation
+from .registry import ALL, CONTRIB, Rectifier, expansion, refuse, rule, stop
 
 # ── activations ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,6 +115,8 @@ _SLOPES: dict[str, tuple[tuple[float, float], Slope]] = {
 _FROM_INPUT = ("LeakyRelu", "Elu", "ThresholdedRelu")
 """Activations whose output tells the sign of their input only if α is not negative."""
 
+_LINEAR_ABOVE_0 = ("Relu", "LeakyRelu", "ThresholdedRelu", "Elu")
+
 
 def _squared(g: Builder, x: ir.Value) -> ir.Value:
     return g.Mul(x, x)
@@ -130,7 +134,20 @@ def _before_activation(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     given = [float(d if v is None else v) for d, v in zip(defaults, (*listed, None, None), strict=False)]
     if name in _FROM_INPUT and given[0] < 0:
         raise n.refuse(f"{name} with a negative alpha, fused")
+    rectifier = _fused_rectifier(name, (given[0], given[1])) if n.rule_set is not None else None
+    if n.rule_set is not None and rectifier is not None:
+        return n.rule_set(g, n, dy, rectifier)
     return slope(g, dy, n.y(), (given[0], given[1]))
+
+
+def _fused_rectifier(name: str, parameters: tuple[float, float]) -> Rectifier | None:
+    """A ReLU-like fused activation, read from its output; Clip is one if it is a ReLU6."""
+    if name == "Softplus":  # log 2 at 0
+        slope = _SLOPES[name][1]
+        return Rectifier(lambda g, n: g.Greater(n.y(), math.log(2.0)), lambda g, n, dy: slope(g, dy, n.y(), parameters))
+    if name == "Clip" and bounds_activation(*parameters):
+        return Rectifier(lambda g, n: g.And(g.Greater(n.y(), 0.0), g.Less(n.y(), parameters[1])))
+    return Rectifier(lambda g, n: g.Greater(n.y(), 0.0)) if name in _LINEAR_ABOVE_0 else None
 
 
 # ── products and convolutions ───────────────────────────────────────────────────────────────────────────────────────

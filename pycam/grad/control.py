@@ -47,7 +47,7 @@ def if_(g: Builder, n: Call, wrt: Sequence[ir.Value]) -> Grads:
     found = []
     for copy in copies:
         copy.infer()
-        found.append(_walk(copy, dict(enumerate(n.dys)), wrt))
+        found.append(_walk(n, copy, dict(enumerate(n.dys)), wrt))
     used = [k for k in range(len(wrt)) if any(grads[k] is not None for grads in found)]
     result: Grads = [None] * len(wrt)
     if not used:
@@ -63,14 +63,14 @@ def if_(g: Builder, n: Call, wrt: Sequence[ir.Value]) -> Grads:
     return result
 
 
-def _walk(copy: Copy, dys: dict[int, ir.Value | None], wrt: Sequence[ir.Value]) -> Grads:
+def _walk(n: Call, copy: Copy, dys: dict[int, ir.Value | None], wrt: Sequence[ir.Value]) -> Grads:
     """The gradients for `wrt` in a copied body, given those of its outputs."""
     seeds: dict[ir.Value, ir.Value] = {}
     for i, dy in dys.items():
         y = copy.outputs[i]
         if dy is not None and carries_gradient(y):
             seeds[y] = copy.g.Add(seeds[y], dy) if y in seeds else dy
-    return differentiate(copy.g, seeds, wrt)[0]
+    return differentiate(copy.g, seeds, wrt, rules=n.rules)[0]
 
 
 def _refuse_chance(n: Call, copy: Copy) -> None:
@@ -168,7 +168,7 @@ def _backwards(g: Builder, n: Call, wrt: Sequence[ir.Value], steps: Steps) -> Gr
     seeds: dict[int, ir.Value | None] = {s.output: d for s, d in zip(carried, d_states, strict=True)}
     seeds.update({s.place: d for s, d in zip(scored, d_outputs, strict=True)})
     found = _walk(
-        copy, seeds, [copy.inputs[i] for i in (*(s.input for s in carried), *(s.place for s in cut))] + around
+        n, copy, seeds, [copy.inputs[i] for i in (*(s.input for s in carried), *(s.place for s in cut))] + around
     )
     before = [dx or zeros_like(copy.g, d) for dx, d in zip(found, d_states, strict=False)]
     pieces = [(s, dx) for s, dx in zip(cut, found[len(carried) :], strict=False) if dx is not None]

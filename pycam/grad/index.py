@@ -261,7 +261,7 @@ def pad_value(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     one_target(n, "pads with one value for all batches")
     if str(n.attr("mode", "constant")) != "constant":
         return zeros(g, dy.dtype, n.shape())
-    inner = pad(g, Call(g, n.repeat, n.node, 0, n.dys), dy)
+    inner = pad(g, Call(g, n.repeat, n.node, 0, n.dys, n.rules), dy)
     return g.Reshape(g.Sub(g.ReduceSum(dy, keepdims=0), g.ReduceSum(inner, keepdims=0)), n.shape())
 
 

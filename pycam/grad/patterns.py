@@ -8,29 +8,35 @@ only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from pycam.graph.builder import Builder, constant_of
 
-from .activation import gelu_slope
+from .activation import GELU_TANH, gelu_slope, gelu_tanh_slope, hard_swish_gradient, mish_slope
 from .call import Call
+from .match import both_ways, clamp, close, inside, made_by, number, polynomial, products, scaled, softplus
 from .norm import standardise
-from .registry import Pattern, pattern
+from .registry import VJP, Pattern, Rectifier, pattern
+
+Slope: TypeAlias = "Callable[[Builder, ir.Value], ir.Value]"
+"""`(g, x) → f'(x)`."""
 
 
 @pattern("Mul")
 def swish(node: ir.Node) -> Pattern | None:
     """`y = x·σ(αx)` ⇒ `dx = dy·(σ + α·y·(1 − σ))`."""
-    for x, gate in _both_ways(node):
-        sigmoid = _made_by(gate, "Sigmoid")
+    for x, gate in both_ways(node):
+        sigmoid = made_by(gate, "Sigmoid")
         if x is None or sigmoid is None:
             continue
         inner, alpha = sigmoid.inputs[0], 1.0
-        scaled = _scaled(inner)
-        if inner is not x and scaled is not None and scaled[0] is x:
-            inner, alpha = scaled
+        times = scaled(inner)
+        if inner is not x and times is not None and times[0] is x:
+            inner, alpha = times
         if inner is not x:
             continue
 
@@ -39,44 +45,108 @@ def swish(node: ir.Node) -> Pattern | None:
             rest = g.Mul(n.y(), g.Sub(1.0, sigma))
             return g.Mul(dy, g.Add(sigma, g.Mul(rest, alpha) if alpha != 1.0 else rest))
 
-        return Pattern(x, _inside(node, x), vjp)
+        return _activation(node, x, vjp) if alpha > 0 else Pattern(x, inside(node, x), vjp)
     return None
 
 
 @pattern("Mul")
+@pattern("Div")
 def gelu(node: ir.Node) -> Pattern | None:
-    """`y = x·½·(1 + erf(x/√2))`, its factors in any order ⇒ as Gelu."""
-    factors = _factors(node)
-    half = [f for f in factors if _number(f) is not None]
-    rest = [f for f in factors if _number(f) is None]
-    if len(half) != 1 or len(rest) != 2 or not math.isclose(_number(half[0]) or 0.0, 0.5):
-        return None
-    for x, gate in (rest, rest[::-1]):
-        add = _made_by(gate, "Add")
-        erf = next((e for v in add.inputs if (e := _made_by(v, "Erf")) is not None), None) if add is not None else None
-        if add is None or erf is None or not any(_number(v) == 1.0 for v in add.inputs):
+    """`y = x·½·(1 + erf(x/√2))` or `x·½·(1 + tanh(c(x + a·x³)))`, its factors in any order ⇒ as Gelu."""
+    for scale, x, gate in products(node.outputs[0]):
+        add = made_by(gate, "Add")
+        if add is None or not close(scale, 0.5):
             continue
-        scaled = _scaled(erf.inputs[0])
-        if scaled is not None and scaled[0] is x and math.isclose(scaled[1], math.sqrt(0.5), rel_tol=1e-3):
-
-            def vjp(g: Builder, n: Call, dy: ir.Value, x: ir.Value = x) -> ir.Value:
-                return g.Mul(dy, gelu_slope(g, n.repeat(x)))
-
-            return Pattern(x, _inside(node, x), vjp)
+        for inner, one in both_ways(add):
+            slope = _gelu_slope(inner, x) if number(one) == 1.0 else None
+            if slope is not None:
+                return _activation(node, x, _times(slope, x))
     return None
+
+
+def _gelu_slope(gate: ir.Value | None, x: ir.Value) -> Slope | None:
+    """The slope of `x·½·(1 + gate)`, if that is a GELU."""
+    erf, tanh = made_by(gate, "Erf"), made_by(gate, "Tanh")
+    if erf is not None:
+        times = scaled(erf.inputs[0])
+        return gelu_slope if times is not None and times[0] is x and close(times[1], math.sqrt(0.5)) else None
+    found = polynomial(tanh.inputs[0], x) if tanh is not None else None
+    a, c = GELU_TANH
+    wanted = {1: c, 3: a * c}
+    known = {k: v for k, v in found.items() if v} if found is not None else {}
+    return gelu_tanh_slope if known.keys() == wanted.keys() and all(close(known[k], wanted[k]) for k in known) else None
+
+
+@pattern("Mul")
+@pattern("Div")
+def hard_swish(node: ir.Node) -> Pattern | None:
+    """`y = x·clip(αx + β, 0, 1)`, `α > 0` ⇒ `dy·(x ≤ −β/α ? 0 : x ≥ (1 − β)/α ? 1 : 2αx + β)`."""
+    for scale, x, gate in products(node.outputs[0]):
+        line = _hard_sigmoid(gate, x)
+        if line is None or not close(scale * line.top, 1.0) or line.alpha * scale <= 0:
+            continue
+        alpha, beta = line.alpha * scale, line.beta * scale
+
+        def vjp(
+            g: Builder, n: Call, dy: ir.Value, x: ir.Value = x, alpha: float = alpha, beta: float = beta
+        ) -> ir.Value:
+            middle = g.Add(g.Mul(n.repeat(x), 2.0 * alpha), beta)
+            return hard_swish_gradient(g, n.repeat(x), dy, middle, -beta / alpha, (1.0 - beta) / alpha)
+
+        return _activation(node, x, vjp)
+    return None
+
+
+class _Line(NamedTuple):
+    """`clip(alpha·x + beta, 0, top)`."""
+
+    alpha: float
+    beta: float
+    top: float
+
+
+def _hard_sigmoid(gate: ir.Value, x: ir.Value) -> _Line | None:
+    whole, clamped = made_by(gate, "HardSigmoid"), clamp(gate)
+    if whole is not None and whole.inputs[0] is x:
+        return _Line(whole.attributes.get_float("alpha", 0.2), whole.attributes.get_float("beta", 0.5), 1.0)
+    if clamped is None or math.isinf(clamped.high):
+        return None
+    line = polynomial(clamped.x, x)
+    if line is None or not line.keys() <= {0, 1}:
+        return None
+    return _Line(line.get(1, 0.0), line.get(0, 0.0), clamped.high)
+
+
+@pattern("Mul")
+def mish(node: ir.Node) -> Pattern | None:
+    """`y = x·tanh(softplus(x))` ⇒ as Mish."""
+    for x, gate in both_ways(node):
+        tanh = made_by(gate, "Tanh")
+        if x is not None and tanh is not None and softplus(tanh.inputs[0]) is x:
+            return _activation(node, x, _times(mish_slope, x))
+    return None
+
+
+def _times(slope: Slope, x: ir.Value) -> VJP:
+    return lambda g, n, dy: g.Mul(dy, slope(g, n.repeat(x)))
+
+
+def _activation(node: ir.Node, x: ir.Value, vjp: VJP) -> Pattern:
+    """A ReLU-like activation of `x`."""
+    return Pattern(x, inside(node, x), vjp, Rectifier(lambda g, n: g.Greater(n.repeat(x), 0.0), vjp))
 
 
 @pattern("Div")
 def standardisation(node: ir.Node) -> Pattern | None:
     """`d = x − mean(x)`, `y = d/√(mean(d²) + ε)`: the normalisation within a LayerNormalization of older opsets."""
     centred, root = node.inputs
-    sub, sqrt = _made_by(centred, "Sub"), _made_by(root, "Sqrt")
-    add = _made_by(sqrt.inputs[0], "Add") if sqrt is not None else None
+    sub, sqrt = made_by(centred, "Sub"), made_by(root, "Sqrt")
+    add = made_by(sqrt.inputs[0], "Add") if sqrt is not None else None
     if sub is None or add is None:
         return None
-    x, mean = sub.inputs[0], _made_by(sub.inputs[1], "ReduceMean")
-    variance = next((v for a in add.inputs if (v := _made_by(a, "ReduceMean")) is not None), None)
-    epsilon = next((e for a in add.inputs if (e := _number(a)) is not None), None)
+    x, mean = sub.inputs[0], made_by(sub.inputs[1], "ReduceMean")
+    variance = next((v for a in add.inputs if (v := made_by(a, "ReduceMean")) is not None), None)
+    epsilon = next((e for a in add.inputs if (e := number(a)) is not None), None)
     if x is None or x.shape is None or mean is None or variance is None or epsilon is None or mean.inputs[0] is not x:
         return None
     axes = [_axes(m, len(x.shape)) for m in (mean, variance)]
@@ -86,52 +156,13 @@ def standardisation(node: ir.Node) -> Pattern | None:
     def vjp(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
         return standardise(g, n.repeat(x), list(axes[0] or []), epsilon).gradient(g, dy)
 
-    return Pattern(x, _inside(node, x), vjp)
-
-
-def _made_by(x: ir.Value | None, op: str) -> ir.Node | None:
-    node = x.producer() if x is not None else None
-    return node if node is not None and node.op_type == op and node.domain == "" else None
-
-
-def _both_ways(node: ir.Node) -> tuple[tuple[ir.Value | None, ir.Value | None], ...]:
-    a, b = node.inputs
-    return (a, b), (b, a)
-
-
-def _number(x: ir.Value | None) -> float | None:
-    """The number that a constant holds, if it is one."""
-    array = constant_of(x) if x is not None and x.const_value is not None and x.const_value.size == 1 else None
-    return float(array.reshape(())) if array is not None and array.dtype.kind == "f" else None
-
-
-def _scaled(x: ir.Value | None) -> tuple[ir.Value, float] | None:
-    """(z, α) if `x` is `z·α` or `z/(1/α)`."""
-    for op in ("Mul", "Div"):
-        node = _made_by(x, op)
-        if node is None:
-            continue
-        for z, factor in _both_ways(node) if op == "Mul" else (tuple(node.inputs),):
-            number = _number(factor)
-            if z is not None and number:
-                return z, number if op == "Mul" else 1.0 / number
-    return None
-
-
-def _factors(node: ir.Node) -> list[ir.Value]:
-    """The factors of a product of up to three."""
-    result: list[ir.Value] = []
-    for x in node.inputs:
-        inner = _made_by(x, "Mul")
-        values = inner.inputs if inner is not None and len(result) < 2 else [x]
-        result += [v for v in values if v is not None]
-    return result
+    return Pattern(x, inside(node, x), vjp)
 
 
 def _square_of(x: ir.Value | None) -> ir.Value | None:
-    power, product = _made_by(x, "Pow"), _made_by(x, "Mul")
+    power, product = made_by(x, "Pow"), made_by(x, "Mul")
     if power is not None:
-        return power.inputs[0] if _number(power.inputs[1]) == 2.0 else None
+        return power.inputs[0] if number(power.inputs[1]) == 2.0 else None
     return product.inputs[0] if product is not None and product.inputs[0] is product.inputs[1] else None
 
 
@@ -141,17 +172,3 @@ def _axes(node: ir.Node, rank: int) -> list[int] | None:
     if axes is None or not node.attributes.get_int("keepdims", 1):
         return None
     return sorted(int(a) % rank for a in np.atleast_1d(axes))
-
-
-def _inside(node: ir.Node, x: ir.Value) -> frozenset[ir.Value]:
-    """The values between `x` and the output of `node`."""
-    found: set[ir.Value] = set()
-    waiting = [v for v in node.inputs if v is not None and v is not x]
-    while waiting:
-        value = waiting.pop()
-        producer = value.producer()
-        if value in found or producer is None:
-            continue
-        found.add(value)
-        waiting += [v for v in producer.inputs if v is not None and v is not x]
-    return frozenset(found)

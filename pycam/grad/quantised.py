@@ -18,7 +18,7 @@ from pycam.graph.quantised import FORMS, MOVES, along_axis, is_quantised, quanti
 
 from .call import Call
 from .elementwise import masked
-from .registry import CONTRIB, expansion, refuse, rule, stop
+from .registry import CONTRIB, Rectifier, expansion, refuse, rule, stop
 
 RELU6 = 6.0
 
@@ -55,7 +55,19 @@ def quantize(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
         y = g.DequantizeLinear(y, *(n.node.inputs[1:3]), axis=n.attr("axis"), block_size=n.attr("block_size"))
         y = g.Cast(y, to=dy.dtype) if y.dtype != dy.dtype else y
     inside = g.Greater(y, low)
-    return masked(g, dy, inside if high is None else g.And(inside, g.Less(y, high)))
+    inside = inside if high is None else g.And(inside, g.Less(y, high))
+    if n.rule_set is not None and isinstance(low, float) and _follows_linear(n.node):
+        return n.rule_set(g, n, dy, Rectifier(lambda g, n: inside))
+    return masked(g, dy, inside)
+
+
+def _follows_linear(node: ir.Node) -> bool:
+    """Whether what is quantised comes from a layer, whose ReLU was absorbed; an image is not negative by itself."""
+    made = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return made is not None and made.op_type in _LAYERS
+
+
+_LAYERS = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sum", "BatchNormalization"}
 
 
 def _absorbed(n: Call) -> tuple[float | NDArray[np.float32], float | NDArray[np.float32] | None] | None:

@@ -10,6 +10,7 @@ Every op that a model may hold stands here in one of these ways, each declared b
   walk goes through its expansion instead, whose nodes nobody computes unless a rule reads them.
 - `@region`: a node with subgraphs (If, Loop, Scan), which the walk enters as a whole.
 - `@pattern`: several nodes that make up one function, with the gradient of the whole.
+- `@rule_set`: another gradient for the ReLU-like activations (`rectifiers.py` says which those are), chosen by name.
 - `stop`: no gradient flows into these inputs, with the reason and its kind; `refuse`: pycam does not differentiate
   this op, with the reason.  A refusal is an error where it lies on the path, never a zero.
 
@@ -20,7 +21,8 @@ branch on a version.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import onnx_ir as ir
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 Key: TypeAlias = tuple[str, str, int]
 """Domain ("" is ai.onnx), op, input (or `ALL`)."""
 VJP: TypeAlias = "Callable[[Builder, Call, ir.Value], ir.Value]"
+Emit: TypeAlias = "Callable[[Builder, Call], ir.Value]"
 Expand: TypeAlias = "Callable[[Builder, Call], ir.Value | Sequence[ir.Value | None]]"
 RegionVJP: TypeAlias = "Callable[[Builder, Call, Sequence[ir.Value]], list[ir.Value | None]]"
 Broadcasts: TypeAlias = Literal["inputs", "output"] | None
@@ -64,12 +67,24 @@ class Stop:
 
 
 @dataclass(frozen=True)
+class Rectifier:
+    """A ReLU-like activation `f`, as rule sets see it."""
+
+    positive: Emit  # `[x > 0]` as booleans; false also where `f` is flat above 0
+    slope: VJP | None = None  # `dy·f'(x)`, right where `positive` is; None: `f'` is 1 there
+
+
+RuleSet: TypeAlias = "Callable[[Builder, Call, ir.Value, Rectifier], ir.Value]"
+
+
+@dataclass(frozen=True)
 class Pattern:
-    """Several nodes that compute one function of `x`, found at the last of them."""
+    """One or several nodes that compute one function of `x`, found at the last of them."""
 
     x: ir.Value
     inside: frozenset[ir.Value]  # what lies between: no gradient flows there, so nobody may ask for it
-    vjp: VJP
+    vjp: VJP | None  # None: the exact gradient goes node by node
+    rectifier: Rectifier | None = None  # of a ReLU-like activation
 
 
 Match: TypeAlias = "Callable[[ir.Node], Pattern | None]"
@@ -80,6 +95,8 @@ REFUSED: dict[Key, str] = {}
 EXPANSIONS: dict[tuple[str, str], Expand] = {}
 REGIONS: dict[tuple[str, str], RegionVJP] = {}
 PATTERNS: dict[tuple[str, str], list[Match]] = {}
+RULE_SETS: dict[str, RuleSet | None] = {"exact": None}
+"""Name → what replaces the gradient of ReLU-like activations; None: nothing does."""
 
 
 def rule(op: str, *inputs: int, broadcasts: Broadcasts = None, domain: str = "") -> Callable[[VJP], VJP]:
@@ -133,15 +150,41 @@ def pattern(op: str, domain: str = "") -> Callable[[Match], Match]:
     return register
 
 
-def recognise(node: ir.Node) -> Pattern | None:
-    """The function that `node` is the last node of, if it is one that has a rule as a whole."""
-    found = (match(node) for match in PATTERNS.get((node.domain, node.op_type), ()))
-    return next((p for p in found if p is not None and _same_rank(p.x, node.outputs[0])), None)
+def rule_set(name: str) -> Callable[[RuleSet], RuleSet]:
+    """Register `rules(g, n, dy, f) -> dx` as the rule set `name`: the gradient of a ReLU-like activation `f`."""
+
+    def register(rules: RuleSet) -> RuleSet:
+        if name in RULE_SETS:
+            raise ValueError(f"a second rule set {name!r}")
+        RULE_SETS[name] = rules
+        return rules
+
+    return register
 
 
-def _same_rank(x: ir.Value, y: ir.Value) -> bool:
-    """Whether no constant of higher rank stretched `x`: patterns undo no broadcasting."""
-    return x.shape is None or y.shape is None or len(x.shape) == len(y.shape)
+def recognise(node: ir.Node, rules: RuleSet | None = None) -> Pattern | None:
+    """The function that `node` is the last node of, if it has a rule as a whole: its own, or by `rules`."""
+    for match in PATTERNS.get((node.domain, node.op_type), ()):
+        found = match(node)
+        if found is None or not _same_shape(found.x, node.outputs[0]):
+            continue
+        if rules is not None and found.rectifier is not None:
+            return replace(found, vjp=partial(_by_rules, rules, found.rectifier))
+        if found.vjp is not None:
+            return found
+    return None
+
+
+def _by_rules(rules: RuleSet, f: Rectifier, g: Builder, n: Call, dy: ir.Value) -> ir.Value:
+    return rules(g, n, dy, f)
+
+
+def _same_shape(x: ir.Value, y: ir.Value) -> bool:
+    """Whether no constant stretched `x`, as far as is known: patterns undo no broadcasting."""
+    if x.shape is None or y.shape is None:
+        return True
+    pairs = zip(x.shape, y.shape, strict=False)
+    return len(x.shape) == len(y.shape) and all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
 
 
 def stop(op: str, *inputs: int, why: str, kind: Kind = "setting", domain: str = "") -> None:

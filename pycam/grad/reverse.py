@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_ir as ir
 
-from pycam.errors import BatchAxisError, UnsupportedOpError
+from pycam.errors import BatchAxisError, InputError, UnsupportedOpError
 from pycam.graph.builder import Builder
+from pycam.graph.depend import batched_values
 from pycam.graph.quantised import carries_nothing, is_quantised
 from pycam.graph.shapes import infer, reads
 
@@ -22,6 +23,8 @@ def differentiate(
     seeds: Mapping[ir.Value, ir.Value],
     wrt: Sequence[ir.Value],
     count: ir.Value | None = None,
+    *,
+    rules: str = "exact",
 ) -> tuple[list[ir.Value | None], Repeat]:
     """Append the nodes that compute the vector-Jacobian products of `seeds` for `wrt`.
 
@@ -30,6 +33,7 @@ def differentiate(
         seeds: Differentiated value → its cotangent, of the same shape.
         wrt: Values to differentiate for.
         count: K as an int64 vector of length 1 when each cotangent's batch axis is `K·N` (K outermost), else None.
+        rules: Name of the rule set: "exact"; "guided" or "deconvnet" give ReLU-like activations another gradient.
 
     Returns:
         One gradient per value of `wrt`, of that value's shape (batch axis `K·N`), or None where no path leads to it;
@@ -39,7 +43,11 @@ def differentiate(
     Raises:
         UnsupportedOpError: an op on the path has no rule.
         BatchAxisError: an op on the path moves the batch axis, and `count` is given.
+        InputError: there is no such rule set.
     """
+    if rules not in registry.RULE_SETS:
+        raise InputError(f"there is no rule set {rules!r}: choose one of {', '.join(registry.RULE_SETS)}")
+    rule_set = registry.RULE_SETS[rules]
     nodes, stand_ins = _expanded(g, list(g.graph), wrt, seeds)
     path = between(nodes, wrt, seeds, stand_ins)
     if count is not None:
@@ -49,7 +57,8 @@ def differentiate(
                 f"{describe(moving)} moves the batch axis, so several targets cannot share one pass: "
                 "compile for one target per image"
             )
-    repeat = Repeat(g, count, batched_values(g.graph, list(g.graph)))  # rules read outputs of composite nodes too
+    batched = batched_values(g.graph.inputs, list(g.graph))  # all: rules read outputs of composite nodes too
+    repeat = Repeat(g, count, batched)
     grads: dict[ir.Value, ir.Value] = {}
 
     def add(value: ir.Value, grad: ir.Value) -> None:
@@ -65,13 +74,14 @@ def differentiate(
         region = registry.REGIONS.get((node.domain, node.op_type))
         if region is not None:
             inside = [x for x in reads(node) if stand_ins.get(x, x) in path.values and carries_gradient(x)]
-            for x, found in zip(inside, region(g, Call(g, repeat, node, 0, dys), inside), strict=True):
+            for x, found in zip(inside, region(g, Call(g, repeat, node, 0, dys, rules), inside), strict=True):
                 if found is not None:
                     add(x, found)
             continue
-        whole = registry.recognise(node)
-        if whole is not None and whole.x in path.values and whole.inside.isdisjoint(wrt):
-            add(whole.x, whole.vjp(g, Call(g, repeat, node, 0, dys), dys[0]))  # type: ignore[arg-type]  # one output
+        whole = registry.recognise(node, rule_set)
+        if whole is not None and stand_ins.get(whole.x, whole.x) in path.values and whole.inside.isdisjoint(wrt):
+            assert whole.vjp is not None
+            add(whole.x, whole.vjp(g, Call(g, repeat, node, 0, dys, rules), dys[0]))  # type: ignore[arg-type]  # one output
             continue
         for i, given in enumerate(node.inputs):
             if given is None or (x := stand_ins.get(given, given)) not in path.values or not carries_gradient(x):
@@ -81,7 +91,7 @@ def differentiate(
                 if registry.stopped(node, i):  # the same value is another, differentiable input
                     continue
                 raise unsupported(node, i)
-            call = Call(g, repeat, node, i, dys)
+            call = Call(g, repeat, node, i, dys, rules)
             dx = rule.vjp(g, call, dys[0])  # type: ignore[arg-type]  # rules of ops with several outputs read n.dys
             if rule.broadcasts:
                 others = call.peers() if rule.broadcasts == "inputs" else []
@@ -187,15 +197,6 @@ def carries_gradient(value: ir.Value) -> bool:
     return value.dtype is None or value.dtype.is_floating_point() or is_quantised(value)
 
 
-def batched_values(graph: ir.Graph, nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
-    """The values with a batch axis: those computed from the inputs, but not from shapes alone."""
-    batched: set[ir.Value] = set(graph.inputs)
-    for node in nodes:
-        if node.op_type not in ("Shape", "Size") and any(x in batched for x in reads(node)):
-            batched.update(node.outputs)
-    return frozenset(batched)
-
-
 def unbroadcast(
     call: Call, dx: ir.Value, wide: Sequence[Dim], narrow: Sequence[Dim], others: Sequence[Sequence[Dim]] = ()
 ) -> ir.Value:
@@ -234,4 +235,7 @@ def _unbroadcast_dynamic(call: Call, dx: ir.Value, lead: int, rank: int) -> ir.V
         dx = g.ReduceSum(dx, list(range(lead)), keepdims=0)
     shape = call.shape()
     ones = g.Squeeze(g.NonZero(g.Equal(shape, [1] * rank)), [0])
-    return g.Reshape(g.ReduceSum(dx, ones, keepdims=1, noop_with_empty_axes=1), shape)
+    summed = g.ReduceSum(dx, ones, keepdims=1, noop_with_empty_axes=1)
+    if summed.shape is None:
+        summed.shape = ir.Shape([None] * rank)  # inference gives up here, and a second walk asks for the rank
+    return g.Reshape(summed, shape)
