@@ -15,19 +15,17 @@ from pycam.errors import LayerError, ModelError, UnsupportedOpError, nearest
 from pycam.grad.coverage import covered, gaps
 from pycam.grad.reverse import Path, between, carries_gradient
 
-from .builder import PREFIX, Builder
+from .axes import dims as dims
+from .axes import on_grid, tokens_of
+from .axis_rules import follow_axes
+from .builder import PREFIX
 from .cost import macs
+from .layout import channels_first, channels_last, on_image, untransposed
 from .quantised import as_read, before_rounding, is_quantised
 from .shapes import reads
+from .tokens import Grids, as_features, grids, matters
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-_LAYOUT_SENSITIVE = {
-    *("Conv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool", "GlobalAveragePool", "GlobalMaxPool", "Resize"),
-    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LRN", "DepthToSpace", "SpaceToDepth"),
-}
-"""Ops that take (N, C, h, w) only."""
-_MOVES = {"Concat", "Slice", "Split", "Pad", "Gather"}
-"""Ops that keep the axes and change their sizes."""
 _POOLS = {"MaxPool", "AveragePool", "LpPool"}
 
 
@@ -94,28 +92,54 @@ def _before(value: ir.Value, op: str) -> ir.Value | None:
 
 
 def locate_layers(graph: ir.Graph, layer: str | Sequence[str], score: ir.Value) -> list[ir.Value]:
-    """The values of `layer`: tensor name, node name, module path, or "auto"; several are given as a list.
+    """The values of `layer` as features (N, C, h, w): tensor name, node name, module path, or "auto"; several are given
+    as a list.
+
+    Where the model has them as (N, h, w, C), or as tokens (N, T, C) on the image's grid, nodes are put behind these
+    that turn them and turn them back; the values in between are returned.
 
     Raises:
-        LayerError: unknown (with the nearest names), without (N, C, h, w) features, or not on a path to the score.
+        LayerError: unknown (with the nearest names), no features on the image's grid, or not on a path to the score.
     """
     names = [layer] if isinstance(layer, str) else list(layer)
     if not names:
         raise LayerError("no layer was given: name one, or say layer='auto'")
-    on_path = path_values(graph, score)
-    return [_automatic(graph, score, on_path) if n == "auto" else _named(graph, n, score, on_path) for n in names]
+    model = _Model(graph, score)
+    values = [_automatic(model) if n == "auto" else _named(model, n) for n in names]
+    return [_features(graph, value, model.tokens) for value in values]  # changes the graph, once all are found
+
+
+class _Model:
+    """A graph with what is known of its values."""
+
+    def __init__(self, graph: ir.Graph, score: ir.Value) -> None:
+        self.graph, self.score = graph, score
+        self.on_path = path_values(graph, score)
+        self.axes = follow_axes(graph)
+        self.tokens = grids(self.axes)
+
+    def explainable(self, value: ir.Value) -> bool:
+        """Whether a value looks like features with more than one position, and leads to the score."""
+        return value in self.on_path and value is not self.score and (spatial(value) or value in self.tokens)
+
+
+def _features(graph: ir.Graph, value: ir.Value, tokens: Grids) -> ir.Value:
+    if value in tokens:
+        return as_features(graph, value, tokens[value])
+    return as_read(channels_first(graph, value))
 
 
 def list_layers(graph: ir.Graph, score: ir.Value) -> list[Layer]:
-    """Every spatial value between the inputs and the score, in the order of computation."""
-    on_path = path_values(graph, score)
+    """Every spatial value between the inputs and the score, tokens on the grid among them, in the order of
+    computation."""
+    model = _Model(graph, score)
     cost = {node: macs(node) for node in graph}
     total = sum(cost.values()) or 1
     done, layers = 0, []
     for node in graph:
         done += cost[node]
         y = node.outputs[0]
-        if y in on_path and y is not score and spatial(y) and as_read(y) is y:
+        if model.explainable(y) and as_read(y) is y:
             layers.append(Layer(y.name or "", module_path(node), node.op_type, dims(y), 1.0 - done / total))
     return layers
 
@@ -125,8 +149,8 @@ def workable_layers(graph: ir.Graph, score: ir.Value, broken: str = "") -> list[
     nodes = [node for node in graph if not (node.outputs[0].name or "").startswith(f"{PREFIX}/")]
     path = _path(nodes, graph.inputs, score)
     without = {*gaps(path), *(node for node in path.nodes if node.outputs[0].name == broken)}
-    fine = covered(nodes, score, without)
-    return [y.name or "" for node in nodes for y in node.outputs[:1] if y in fine and y is not score and spatial(y)]
+    fine, tokens = covered(nodes, score, without) - {score}, grids(follow_axes(graph))
+    return [y.name or "" for node in nodes for y in node.outputs[:1] if y in fine and (spatial(y) or y in tokens)]
 
 
 def with_workable_layers(error: UnsupportedOpError, graph: ir.Graph, score: ir.Value) -> UnsupportedOpError:
@@ -156,13 +180,6 @@ def spatial(value: ir.Value) -> bool:
     shape = dims(value)
     size = shape[1:3] if channels_last(value) else shape[2:]
     return value.dtype in _FLOATS and len(shape) == 4 and all(d != 1 for d in size)
-
-
-def dims(value: ir.Value) -> tuple[int | str, ...]:
-    """Dimensions of a value; "?" where nothing is known."""
-    if value.shape is None:
-        return ()
-    return tuple(d if isinstance(d, int) else d.value or "?" for d in value.shape)
 
 
 def module_path(node: ir.Node) -> str:
@@ -208,7 +225,8 @@ def _renumbered(graph: ir.Graph) -> bool:
     return bool(paths) and all(re.search(r"_\d+$", part) for path in paths for part in path[:2])
 
 
-def _named(graph: ir.Graph, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
+def _named(model: _Model, name: str) -> ir.Value:
+    graph, on_path = model.graph, model.on_path
     by_value = {y.name or "": y for node in graph for y in node.outputs}
     by_node = {node.name or "": node.outputs[0] for node in graph}
     made = sorted(graph, key=lambda node: node.outputs[0] in on_path)  # the last one on the path wins
@@ -222,100 +240,43 @@ def _named(graph: ir.Graph, name: str, score: ir.Value, on_path: set[ir.Value]) 
     by_keras = {_NUMBER.sub("", scope): y for scope, y in by_module.items()} if _renumbered(graph) else {}
     for table in (by_value, by_node, by_keras, by_module, by_copy):
         if name and name in table:
-            return _usable(graph, table[name], name, score, on_path)
-    known = [*(by_keras or by_module), *(y for y, value in by_value.items() if value in on_path and spatial(value))]
+            return _usable(model, table[name], name)
+    known = [*(by_keras or by_module), *(y for y, value in by_value.items() if model.explainable(value))]
     raise LayerError(f"the model has no layer {name!r}; nearest: {nearest(name, known)}. `pycam layers` lists them all")
 
 
-_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
-
-
-def channels_last(value: ir.Value) -> bool:
-    """Whether features are (N, h, w, C): a linear layer works along their last axis, or a Transpose made them so, and
-    nothing but elementwise ops came after it."""
-    if any(_along_last(use.node) for use in value.uses()):
-        return True
-    while (node := before_rounding(value).producer()) is not None and node.op_type not in _LAYOUT_SENSITIVE:
-        if _along_last(node):
-            return True
-        if node.op_type == "Transpose":
-            return list(node.attributes.get_ints("perm", [])) == _TO_LAST
-        alike = [x for x in node.inputs if x is not None and x.const_value is None and _same_features(x, value)]
-        if not alike:
-            return False
-        value = alike[0]
-    return False
-
-
-def _along_last(node: ir.Node) -> bool:
-    """Whether a node takes the last of four axes for the channels: to normalise along, or to multiply by a matrix."""
-    x = node.inputs[0] if node.inputs else None
-    if x is None or len(dims(x)) != 4:
-        return False
-    if node.op_type == "LayerNormalization":
-        return node.attributes.get_int("axis", -1) in (-1, 3)
-    weight = node.inputs[1] if node.op_type == "MatMul" else None
-    return weight is not None and weight.const_value is not None and len(dims(weight)) == 2
-
-
-def _same_features(x: ir.Value, y: ir.Value) -> bool:
-    """Whether two values have the same axes but for the batch, whose name inference often loses."""
-    return len(dims(x)) == len(dims(y)) and dims(x)[1:] == dims(y)[1:]
-
-
-def _channels_first(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """`value`, if it is (N, h, w, C), as (N, C, h, w): before the Transpose that made it (converters from TensorFlow
-    end a block like that), else between two Transposes, there and back, that are put behind it."""
-    node = before_rounding(value).producer()
-    if node is None or not channels_last(value):
-        return value
-    before = node.inputs[0] if node.op_type == "Transpose" else None
-    if before is not None and not before.is_graph_input():
-        return before
-    g, uses = Builder(graph), list(value.uses())
-    first = g.Transpose(value, perm=_TO_FIRST)
-    back = g.Transpose(first, perm=_TO_LAST)
-    assert value.shape is not None
-    n, h, w, c = value.shape
-    first.type, first.shape, first.name = value.type, ir.Shape([n, c, h, w]), g.free(f"{value.name}/channels_first")
-    back.type, back.shape = value.type, ir.Shape([n, h, w, c])
-    for user, i in uses:
-        user.replace_input_with(i, back)
-    graph.sort()  # the two were put at the end
-    return first
-
-
-def _usable(graph: ir.Graph, value: ir.Value, name: str, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
+def _usable(model: _Model, value: ir.Value, name: str) -> ir.Value:
     value = as_read(value)
-    if value is score or value not in on_path:
+    if value is model.score or value not in model.on_path:
         raise LayerError(
-            f"the layer {name!r} ({value.name!r}) does not lead to the score {score.name!r}: "
+            f"the layer {name!r} ({value.name!r}) does not lead to the score {model.score.name!r}: "
             "choose one between the input and the score, see `pycam layers`"
         )
+    if value.dtype in _FLOATS and value in model.tokens:
+        return value
     if value.dtype not in _FLOATS or len(dims(value)) != 4:
         raise LayerError(
             f"the layer {name!r} ({value.name!r}) has shape {list(dims(value))} and dtype {value.dtype}; "
-            "a class activation map needs features (N, C, h, w), see `pycam layers`"
+            "a class activation map needs features (N, C, h, w), or tokens (N, T, C) on the image's grid, "
+            f"{_why_off_grid(model, value)}see `pycam layers`"
         )
-    return as_read(_channels_first(graph, value))
+    return untransposed(value)
 
 
-def _on_grid(graph: ir.Graph) -> set[ir.Value]:
-    """The values that lie on the grid of the image's positions. Queries, keys and the weights of attention have four
-    axes as well, but none for height and width."""
-    grid = {x for x in graph.inputs if len(dims(x)) == 4}
-    for node in graph:
-        inputs = [x for x in node.inputs if x in grid]
-        if node.op_type == "Transpose":
-            stays = list(node.attributes.get_ints("perm", [])) in (_TO_FIRST, _TO_LAST)
-        else:
-            stays = node.op_type in _MOVES or any(_same_features(x, node.outputs[0]) for x in inputs)
-        if node.op_type in _LAYOUT_SENSITIVE or (inputs and stays):
-            grid.update(node.outputs)
-    return grid
+def _why_off_grid(model: _Model, value: ir.Value) -> str:
+    """What keeps three axes from being taken for tokens on the image's grid."""
+    if len(dims(value)) != 3:
+        return ""
+    free = [x for x in model.graph.inputs if len(dims(x)) == 4 and any(isinstance(d, str) for d in dims(x)[1:])]
+    if free:
+        return (
+            f"and where these lie is known for images of one size alone: give the model's input {free[0].name!r} "
+            f"{list(dims(free[0]))} fixed sizes; "
+        )
+    return "and its positions are not known to be those of an image's patches (text is none, nor are parts of it); "
 
 
-def _narrows(graph: ir.Graph, on_path: set[ir.Value]) -> set[ir.Value]:
+def narrows(graph: ir.Graph, on_path: set[ir.Value]) -> set[ir.Value]:
     """The values through which every path from the inputs to the score leads: behind one of them only it is live."""
     waiting = Counter(x for node in graph if not on_path.isdisjoint(node.outputs) for x in {*reads(node)} & on_path)
     live = on_path.intersection(graph.inputs)
@@ -334,21 +295,52 @@ def _narrows(graph: ir.Graph, on_path: set[ir.Value]) -> set[ir.Value]:
     return narrow
 
 
-def _automatic(graph: ir.Graph, score: ir.Value, on_path: set[ir.Value]) -> ir.Value:
+def _automatic(model: _Model) -> ir.Value:
     """The last spatial features before they are pooled or flattened: all that the score sees of the image, where there
-    is such a value, else the last on the image's grid."""
-    values = [y for node in graph for y in node.outputs if y in on_path and y is not score and spatial(y)]
-    narrow, grid = _narrows(graph, on_path), _on_grid(graph)
-    values = [v for v in values if v in narrow] or [v for v in values if v in grid] or values
-    if not values:
+    is such a value, else the last on the image's grid.
+
+    Tokens are such features as far as the score depends on those of the grid: before the last attention, where it reads
+    a class token.
+    """
+    graph, score = model.graph, model.score
+    images = [x for x in graph.inputs if len(dims(x)) == 4] or list(graph.inputs)
+    alive = matters(graph, model.axes, model.on_path, score)
+    every = [y for node in graph for y in node.outputs if model.explainable(y)]
+    values = [v for v in every if v in alive and _has_positions(model, v)]
+    narrow, image = narrows(graph, _path(list(graph), images, score).values), on_image(graph)
+    spatials = [v for v in every if v not in model.tokens]
+    choices = ([v for v in values if v in narrow], [v for v in spatials if v in image], values, spatials)
+    found = next((choice[-1] for choice in choices if choice), None)
+    if found is None:
         raise LayerError(
-            "layer='auto' found no spatial features (N, C, h, w) between the input and the score "
-            f"{score.name!r}: name a layer"
+            "layer='auto' found no spatial features (N, C, h, w), nor tokens (N, T, C) on the image's grid, between "
+            f"the input and the score {score.name!r}: name a layer"
         )
-    value = as_read(_channels_first(graph, as_read(values[-1])))
+    value = _before_flattening(model, found) if found in model.tokens else untransposed(as_read(found))
     while (node := before_rounding(value).producer()) is not None and node.op_type in _POOLS:
         before = node.inputs[0]
-        if before is None or before not in on_path or not spatial(before) or before.is_graph_input():
+        if before is None or before not in model.on_path or not spatial(before) or before.is_graph_input():
             break
         value = before
-    return value
+    return as_read(value)
+
+
+def _has_positions(model: _Model, value: ir.Value) -> bool:
+    """Whether four axes are features: not the tokens of each head, nor what these were mixed to."""
+    axes = model.axes.get(value)
+    if axes is None or value in model.tokens:
+        return True
+    return any(on_grid(axis) for axis in axes) and all(tokens_of(axis) is None for axis in axes)
+
+
+def _before_flattening(model: _Model, tokens: ir.Value) -> ir.Value:
+    """The features that were flattened to `tokens`, if nothing else happened to them."""
+    value = tokens
+    while (node := value.producer()) is not None and node.op_type in ("Reshape", "Transpose", "Flatten", "Squeeze"):
+        before = node.inputs[0]
+        if before is None or before.is_graph_input():
+            break
+        value = before
+        if spatial(value) and _has_positions(model, value):
+            return value
+    return tokens

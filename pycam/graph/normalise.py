@@ -184,7 +184,7 @@ def _with_shapes(skeleton: onnx.ModelProto) -> ir.Model:
         inferred, contradiction = _infer_shapes(skeleton)
         model = ir.from_proto(inferred)
         changes = [open_subgraphs(model, renamed), fold_constants(model), fold_ifs(model, renamed)]
-        settled = settle_reshapes(model)
+        settled = settle_reshapes(model, declared)
         declared.update(settled)
         if not any((*changes, resolve_sequences(model), settled, settle_pools(model))):
             if contradiction is not None:

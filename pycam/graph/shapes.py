@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -66,6 +67,11 @@ def infer(nodes: Sequence[ir.Node], opsets: Mapping[str, int], fresh: str) -> No
         value.type = ir.TensorType(ir.DataType(kind.elem_type))
         if kind.HasField("shape"):
             value.shape = ir.Shape([_dim(d, fresh) for d in kind.shape.dim])
+
+
+def appended(graph: ir.Graph, before: int) -> list[ir.Node]:
+    """The nodes of a graph that came after it had `before` of them."""
+    return list(itertools.islice(reversed(graph), len(graph) - before))[::-1]
 
 
 def lend_constants(graph: onnx.GraphProto) -> None:
