@@ -13,6 +13,7 @@ from .explanation import Explanation
 from .preprocess import Preprocess
 from .runtime.feeds import Targets
 from .runtime.metadata import PREPROCESS, read_metadata
+from .runtime.program import BATCH
 
 if TYPE_CHECKING:
     from .graph.builder import Lower
@@ -82,49 +83,61 @@ def export(
     preprocess: Preprocess | bool | None = None,
     classes: int | None = None,
     lower: Lower = "fast",
+    objective: str = "class",
+    eigen_smooth: bool = False,
+    batch: int = BATCH,
+    **options: Any,
 ) -> Path:
     """Write the explain graph: one plain ONNX file that any ONNX runtime executes.
 
     Its inputs are the model's own and `targets`, int64 (N, K), −1 for the top class; its outputs the model's own,
     `heatmaps` (N, K, H, W) in [0, 1], `raw` (N, K, h, w) and `explained` (N, K).
 
+    A method that needs many variants of an image, or numpy, does not fit in one graph: its stages go to a folder, with
+    a `manifest.json` that says how they are run (docs/stages.md).  `Explainer` runs either, without onnx or onnx-ir.
+
     Args:
         model: Path, bytes or ModelProto.
-        path: Where to write; checked before the work begins.
-        method, layer, output: See `Explainer`.
+        path: Where to write, checked before the work begins: a file `*.onnx`, or a folder, which is made.
+        method, layer, output, objective, eigen_smooth, options: See `Explainer`.
         outputs: Which of "scores", "heatmaps", "raw" the graph returns.
         preprocess: Put preprocessing into the graph, whose input is then `image`, uint8 (N, H, W, 3): a `Preprocess`,
             or True for the one in the model's metadata.
         classes: 1 fixes K to 1, which is cheaper for layers in the middle; None leaves it free.
         lower: "fast": the gradient in the forms that measure fastest on onnxruntime; "portable": only in forms that
             OpenVINO, OpenCV, tract and the others get right as well.
+        batch: Up to so many variants go into one file, which then explains one image at a time, all variants at once.
 
     Returns:
         The path.
 
     Raises:
-        OutputError: the path cannot be written.
+        OutputError: the path cannot be written, or is a file where a folder is needed.
         PycamError: see `Explainer`.
     """
-    from .image import check_writable, replacing
+    from .image import check_writable
 
-    target = check_writable(path, suffixes=(".onnx",))
+    whole = Path(path).suffix != ""
+    target = check_writable(path, suffixes=(".onnx",)) if whole else Path(path)
     if isinstance(model, (str, os.PathLike)) and target.exists() and os.path.samefile(model, target):
         raise OutputError(f"{str(target)!r} is the model itself: write the explain graph somewhere else")
     if classes not in (None, 1):
         raise InputError(f"classes={classes}: 1 fixes one target per image, None leaves the number free")
+    metadata = (
+        read_metadata(model)
+        if isinstance(model, (str, bytes, os.PathLike))
+        else {p.key: p.value for p in model.metadata_props}
+    )
     if preprocess is True:
-        metadata = (
-            read_metadata(model)
-            if isinstance(model, (str, bytes, os.PathLike))
-            else {p.key: p.value for p in model.metadata_props}
-        )
         if PREPROCESS not in metadata:
             raise InputError(
                 f"preprocess=True, but the model carries none (metadata {PREPROCESS!r}): give a Preprocess"
             )
         preprocess = Preprocess.from_json(metadata[PREPROCESS])
     from .compile import compile_model
+    from .graph.save import check_place, save
+
+    check_place(target, stages=1)
 
     graph = compile_model(
         model,
@@ -135,9 +148,12 @@ def export(
         many=classes != 1,
         preprocess=preprocess or None,
         lower=lower,
+        objective=objective,
+        eigen_smooth=eigen_smooth,
+        options=options,
+        joined=batch if whole else 0,
     )
-    with replacing(target) as file:
-        file.write(graph.model.SerializeToString())
+    save(graph, target, metadata)
     return target
 
 

@@ -1,35 +1,38 @@
 """The compiler: a model, a method, a layer, a target → an explain graph.
 
-    load → normalise → locate → differentiate → method → head → emit
+    load → normalise → locate → method (which differentiates what it needs) → head → cut into stages → emit
 
 Each step is a pure function of its own module; `compile_model` tells the story.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
 
-from .errors import BatchAxisError, InputError, LayerError, MethodError, ModelError, UnsupportedOpError
-from .grad import differentiate
+from .errors import InputError, MethodError, ModelError
 from .graph import emit
 from .graph.builder import LOWERS, Builder, Lower
+from .graph.cut import cut, join
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
-from .graph.locate import dims, locate_layers, locate_score, module_path, with_workable_layers
+from .graph.locate import dims, locate_layers, locate_score, module_path
 from .graph.normalise import normalise
-from .graph.pixels import AXES, embed_preprocess, image_input, image_size
-from .head.graph import heatmaps
-from .method import get
-from .method.combine import raw_map
+from .graph.pixels import AXES, Image, embed_preprocess, image_input, image_size
+from .head.graph import from_minimum, heatmaps
+from .method import Method, check_options, get
+from .method.scene import Scene
 from .preprocess import Preprocess
 from .runtime.metadata import PREPROCESS
+from .runtime.recipe import Recipe
 from .runtime.spec import KEY, Spec
-from .targets.classes import Chosen, class_targets
+from .targets import objectives
+from .targets.classes import class_targets
 
 OUTPUTS = ("scores", "heatmaps", "raw")
 
@@ -39,16 +42,23 @@ class ExplainGraph:
     """What the compiler makes.
 
     Attributes:
-        model: The explain graph; its metadata carry `spec`.
-        folder: What its external data, if any, is relative to.
-        spec: Names and facts that running it needs.
+        models: The stages by name (see `runtime.recipe`), or one graph called "explain"; its, or the first stage's,
+            metadata carry `spec`.
+        folder: What their external data, if any, is relative to.
+        spec: Names and facts that running them needs.
         repeats: K targets repeat large forward values of the tail (False: they share them all, at no cost).
     """
 
-    model: onnx.ModelProto
+    models: Mapping[str, onnx.ModelProto]
     folder: Path
     spec: Spec
     repeats: bool
+
+    @property
+    def model(self) -> onnx.ModelProto:
+        """The graph, where there is one."""
+        (only,) = self.models.values()
+        return only
 
 
 def compile_model(
@@ -62,6 +72,10 @@ def compile_model(
     preprocess: Preprocess | None = None,
     stand_alone: bool = True,
     lower: Lower = "fast",
+    objective: str = "class",
+    eigen_smooth: bool = False,
+    options: Mapping[str, Any] | None = None,
+    joined: int = 0,
 ) -> ExplainGraph:
     """Compile a model into an explain graph.
 
@@ -75,13 +89,17 @@ def compile_model(
         preprocess: Put this preprocessing into the graph: its input is then `image`, uint8 (N, H, W, 3).
         stand_alone: The result holds its weights; else it refers to the files in `folder`, which costs no memory.
         lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
+        objective: What is differentiated: a name of `targets.objectives.OBJECTIVES`.
+        eigen_smooth: Project weighted activations onto their first singular vector in place of summing them.
+        options: Of the method.
+        joined: Where a method has variants, and at most so many: one graph with all of them in one batch.
 
     Raises:
         ModelError, LayerError, MethodError, TargetError, UnsupportedOpError: see `pycam.errors`.
     """
-    weighing = get(method)
-    if lower not in LOWERS:
-        raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
+    found, goal = get(method), objectives.get(objective)
+    settings = check_options(found, options or {})
+    _check(found, layer, lower, eigen_smooth)
     wanted = _check_outputs(outputs)
 
     loaded = load(source)
@@ -89,52 +107,63 @@ def compile_model(
         raise ModelError("the model is an explain graph already: give the model that it was made from")
     model = normalise(loaded)
     graph = model.graph
-    image, layout = image_input(graph)
-    if preprocess is not None:
-        image, layout = embed_preprocess(graph, image, preprocess), "NHWC"
+    x, layout = image_input(graph)
+    image = Image(x, layout) if preprocess is None else embed_preprocess(graph, x, preprocess)
     located = locate_score(graph, output)
-    score = located.value
-    layers = locate_layers(graph, layer, score)
+    layers = locate_layers(graph, layer, located.value) if found.layers != "none" else []
     fold_batchnorm(graph, keep=layers)
 
     g = Builder(graph, lower=lower)
-    chosen = class_targets(g, score, batch=dims(image)[0], many=many)
-    try:
-        grads, repeat = differentiate(g, {score: chosen.cotangent}, layers, chosen.count)
-    except BatchAxisError:
-        raise
-    except UnsupportedOpError as error:
-        raise with_workable_layers(error, graph, score) from None
-    raws = [
-        raw_map(g, weighing, repeat.wide(a), _reached(da, a, score), chosen.count)
-        for a, da in zip(layers, grads, strict=True)
-    ]
-    raws = [g.Cast(raw, to=ir.DataType.FLOAT) if raw.dtype != ir.DataType.FLOAT else raw for raw in raws]
-    maps = None
-    if "heatmaps" in wanted:
-        maps = heatmaps(g, raws, image_size(g, image, layout), [dims(a)[2:] for a in layers])
+    targets, against, chosen = class_targets(g, located.value, dims(image.value)[0], many, goal.contrast)
+    size = image_size(g, image)
+    scene = Scene(g, image.floats or x, layout, size, layers, located.value, chosen, goal, found.title, eigen_smooth)
+    if chosen.against is not None:
+        scene.report("against", chosen.against)
+    raws = [scene.read(raw) for raw in found(scene, settings)]
+    shown = [from_minimum(g, raw) for raw in raws] if found.levels else raws
+    maps = heatmaps(g, shown, size, [dims(raw)[2:] for raw in raws]) if "heatmaps" in wanted else None
+    classes = dims(located.value)[1]
 
     spec = Spec(
-        method=weighing.name,
+        method=found.name,
         layers=tuple(a.name or "" for a in layers),
         modules=tuple(module_path(node) if (node := a.producer()) is not None else "" for a in layers),
-        image=image.name or "",
-        layout=layout,
-        targets=chosen.targets.name or "",
+        image=image.value.name or "",
+        layout=image.layout,
+        targets=targets.name or "",
+        against=against.name if against is not None else None,
         explained=g.free("explained"),
         score=located.output.name or "",
         outputs=tuple(v.name or "" for v in graph.outputs) if "scores" in wanted else (),
         raw=tuple(g.free("raw" if len(raws) == 1 else f"raw.{i}") for i in range(len(raws))) if "raw" in wanted else (),
         heatmaps=g.free("heatmaps") if maps is not None else None,
-        classes=chosen.classes,
+        extras={name: g.free(name) for name in scene.reports},
+        classes=classes if isinstance(classes, int) else None,
         many=many,
         probabilities=located.probabilities,
+        plan=found.plan if scene.varies else "single pass",
+        objective=goal.name,
+        eigen_smooth=eigen_smooth,
+        options=settings,
+        targeted=found.targeted,
+        levels=found.levels,
         notes=tuple(located.notes),
     )
-    _set_outputs(graph, spec, image, chosen, layers, raws, maps)
-    metadata = {KEY: spec.to_json()} | ({PREPROCESS: preprocess.to_json()} if preprocess is not None else {})
-    proto = emit.finish(model, metadata, stand_alone=stand_alone, portable=g.portable)
-    return ExplainGraph(proto, loaded.folder, spec, repeat.heavy())
+    _set_outputs(graph, spec, image, scene, raws, maps)
+    stages, recipe = _in_stages(graph, scene, joined)
+    metadata = {KEY: replace(spec, recipe=recipe).to_json()}
+    if preprocess is not None:
+        metadata[PREPROCESS] = preprocess.to_json()
+    models = {
+        name: emit.finish(
+            model if stage is graph else ir.Model(stage, ir_version=model.ir_version),
+            metadata if name in ("explain", "prepare") else None,
+            stand_alone=stand_alone,
+            portable=g.portable,
+        )
+        for name, stage in stages.items()
+    }
+    return ExplainGraph(models, loaded.folder, replace(spec, recipe=recipe), any(r.heavy() for r in scene.repeats))
 
 
 def forward_model(source: Source) -> tuple[onnx.ModelProto, Path]:
@@ -152,30 +181,51 @@ def _check_outputs(outputs: Collection[str]) -> set[str]:
     return wanted
 
 
-def _reached(da: ir.Value | None, a: ir.Value, score: ir.Value) -> ir.Value:
-    if da is None:
-        raise LayerError(
-            f"no differentiable path leads from the layer {a.name!r} to the score {score.name!r}: "
-            "choose a later layer, see `pycam layers`"
+def _check(method: Method, layer: str | Sequence[str], lower: Lower, eigen_smooth: bool) -> None:
+    if lower not in LOWERS:
+        raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
+    if method.layers == "none" and layer != "auto":
+        raise MethodError(f"{method.title} looks at the whole model, not at a layer: leave {layer!r} out")
+    if eigen_smooth and not method.weighs:
+        raise MethodError(f"eigen_smooth works on methods that weigh activations, and {method.title} does not")
+
+
+def _in_stages(graph: ir.Graph, scene: Scene, joined: int) -> tuple[dict[str, ir.Graph], Recipe | None]:
+    """The graph whole, where one will do; else cut."""
+    seams, batch = scene.seams, dims(scene.x)[0]
+    if scene.varies and isinstance(batch, int) and batch != 1:
+        raise MethodError(
+            f"{scene.title} runs the model on variants of one image, and this one takes batches of exactly {batch}: "
+            "export it with a free batch size, or with 1"
         )
-    return da
+    fits = seams.at_most is not None and seams.at_most <= joined and not (batch == 1 and seams.at_most > 1)
+    if not seams.placeholders:
+        return {"explain": graph}, None
+    if seams.joins and fits:
+        join(graph, seams)
+        return {"explain": graph}, None
+    return cut(graph, seams, single=batch == 1)
 
 
 def _set_outputs(
     graph: ir.Graph,
     spec: Spec,
-    image: ir.Value,
-    chosen: Chosen,
-    layers: Sequence[ir.Value],
+    image: Image,
+    scene: Scene,
     raws: Sequence[ir.Value],
     maps: ir.Value | None,
 ) -> None:
-    batch, count = dims(chosen.targets)
+    batch, count = (1 if scene.varies else dims(image.value)[0]), "K" if spec.many else 1
+    if not spec.targeted:
+        count = dims(raws[0])[1]
     if not spec.outputs:
         graph.outputs.clear()
     if maps is not None and spec.heatmaps is not None:
-        size = [dims(image)[axis] for axis in AXES[spec.layout]]
+        size = [dims(image.value)[axis] for axis in AXES[image.layout]]
         emit.add_output(graph, maps, spec.heatmaps, [batch, count, *size], ir.DataType.FLOAT)
-    for name, raw, layer in zip(spec.raw, raws, layers, strict=False):  # no names where raw maps are not wanted
-        emit.add_output(graph, raw, name, [batch, count, *dims(layer)[2:]], ir.DataType.FLOAT)
-    emit.add_output(graph, chosen.explained, spec.explained, [batch, count], ir.DataType.INT64)
+    for name, raw in zip(spec.raw, raws, strict=False):  # no names where raw maps are not wanted
+        emit.add_output(graph, raw, name, [batch, count, *(dims(raw)[2:] or "??")], ir.DataType.FLOAT)
+    for key, name in spec.extras.items():
+        value = scene.reports[key]
+        emit.add_output(graph, value, name, None, value.dtype or ir.DataType.FLOAT)
+    emit.add_output(graph, scene.explained or scene.chosen.explained, spec.explained, [batch, count], ir.DataType.INT64)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import BatchAxisError, HeadError, InputError, MethodError, ModelError
+from .errors import BatchAxisError, HeadError, InputError, MethodError, ModelError, TargetError
 from .explanation import Explanation
 from .head import pick
 from .preprocess import Preprocess
-from .runtime.feeds import Targets, check_inputs, check_targets, describe_inputs
+from .progress import progress as show_progress
+from .runtime.augment import smoothed
+from .runtime.feeds import Targets, check_against, check_inputs, check_targets, describe_inputs
+from .runtime.folder import read_folder, stage_files
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
+from .runtime.program import BATCH, Program, Staged, Whole
 from .runtime.session import make_session
 from .runtime.spec import Spec
 
@@ -40,6 +43,14 @@ class Explainer:
         threads: Threads within an op; None leaves it to onnxruntime.
         head: "graph" (heatmaps are computed by the explain graph), "cpu" (native) or "reference".  None: the fastest.
         output: The model output to explain; the first one if None.
+        objective: "class": the score of the target; "counterfactual": its negative, what speaks against it;
+            "contrastive": the score less that of another class, why this and not that.
+        eigen_smooth: Project the weighted activations onto their first singular vector in place of summing them.
+        aug_smooth: Average the maps of six versions of the image: mirrored or not, its values times 0.9, 1 and 1.1.
+        batch: How many variants of an image may go through the model at once, for methods that need some: it bounds
+            memory.  More are split.
+        progress: Show how far the variants of an image are, on standard error.
+        **options: Of the method, see `pycam.methods()`.
 
     Attributes:
         spec: What the explain graph says about itself.
@@ -69,10 +80,21 @@ class Explainer:
         threads: int | None = None,
         head: str | None = None,
         output: str | None = None,
+        *,
+        objective: str = "class",
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
+        batch: int = BATCH,
+        progress: bool = False,
+        **options: Any,
     ) -> None:
         if isinstance(model, (str, os.PathLike)):
             model = os.path.abspath(model)  # it may be read again, from wherever the process is then
+        if batch < 1:
+            raise InputError(f"batch={batch}: give the number of rows that may go through the model at once")
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
+        self._batch, self._progress = batch, show_progress if progress else None
+        self.aug_smooth = aug_smooth
         self._lock = threading.Lock()
         self._compile: dict[str, Any] | None = None
         metadata = _metadata(model)
@@ -81,21 +103,31 @@ class Explainer:
             self._head = None if head == "graph" else pick(head)
             outputs = ("scores", "raw") if self._head is not None else OUTPUTS
             self._signature = _signature(model)
-            self._compile = {"source": model, "method": method, "layer": layer, "output": output, "outputs": outputs}
+            self._compile = {
+                "source": model,
+                "method": method,
+                "layer": layer,
+                "output": output,
+                "outputs": outputs,
+                "objective": objective,
+                "eigen_smooth": eigen_smooth,
+                "options": options,
+            }
             self._one, self._many = self._build()
         else:
-            _check_exported(spec, method, layer, output, head)
+            _check_exported(spec, method, layer, output, head, objective, eigen_smooth, options)
             self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
-            source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
-            self._one = Program(make_session(source, **self._options), spec)
-            _check_names(self._one)
+            self._one = self._load(model, spec)
             self._many = self._one if spec.many else None
         self.spec = self._one.spec
         self.target = target
         self.labels: tuple[str, ...] = tuple(metadata[LABELS].split("\n")) if LABELS in metadata else ()
         self.preprocess = Preprocess.from_json(metadata[PREPROCESS]) if PREPROCESS in metadata else None
         self.provider: str = self._one.session.get_providers()[0]
-        self.inputs = tuple(i for i in describe_inputs(self._one.session) if i.name != self.spec.targets)
+        chosen = (self.spec.targets, self.spec.against)
+        inputs = tuple(i for i in describe_inputs(self._one.session) if i.name not in chosen)
+        one_by_one = self.spec.plan != "single pass"  # then any number of images will do
+        self.inputs = tuple(i._replace(shape=(None, *i.shape[1:])) if one_by_one and i.shape else i for i in inputs)
 
     @property
     def input_shape(self) -> tuple[int | str | None, ...]:
@@ -107,7 +139,9 @@ class Explainer:
         """Whether preprocessing is part of the graph: its image input is uint8 (N, H, W, 3)."""
         return any(i.name == self.spec.image and i.dtype == np.uint8 for i in self.inputs)
 
-    def __call__(self, x: ArrayLike | Mapping[str, ArrayLike], targets: Targets = None) -> Explanation:
+    def __call__(
+        self, x: ArrayLike | Mapping[str, ArrayLike], targets: Targets = None, against: Targets = None
+    ) -> Explanation:
         """Explain a batch.
 
         Args:
@@ -115,28 +149,43 @@ class Explainer:
             targets: Classes to explain: None (the default target), an int for all images, (N,) one per image,
                 (N, K) several per image, "top3" for the three best, or a label.  −1 is the best class, −2 the second
                 best, and so on.
+            against: For the objective "contrastive", the class that each target is held against: None (the best class
+                beside the target), an int or a label for all, or (N, K).
 
         Raises:
             InputError: wrong name, shape or dtype, NaN or infinity.
             TargetError: a class out of range, or a number of targets that does not fit the images.
         """
         feeds = check_inputs(x, self.inputs, self.spec.image)
-        image = feeds[self.spec.image]
         wanted = self.target if targets is None else targets
-        chosen = check_targets(wanted, len(image), self.spec.classes, self.labels)
-        spec, outputs = self._run(feeds, chosen)
+        if not self.spec.targeted and targets is not None:
+            raise TargetError(f"the method {self.spec.method!r} finds by itself what it explains: leave targets out")
+        chosen = check_targets(wanted, len(feeds[self.spec.image]), self.spec.classes, self.labels)
+        given = {self.spec.targets: chosen}
+        if self.spec.against is not None:
+            given[self.spec.against] = check_against(against, chosen.shape, self.spec.classes, self.labels)
+        elif against is not None:
+            raise TargetError("against= belongs to the objective 'contrastive': make the Explainer with it")
+        if not self.aug_smooth:
+            return self._explain(feeds, given)
+        return smoothed(self._explain, feeds, self.spec, given)
+
+    def _explain(self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[np.int64]]) -> Explanation:
+        image = feeds[self.spec.image]
+        spec, outputs = self._run(feeds, targets)
         height, width = image.shape[2:] if spec.layout == "NCHW" else image.shape[1:3]
         raws = [outputs[name] for name in spec.raw]
+        shown = [raw - raw.min(axis=(2, 3), keepdims=True) for raw in raws] if spec.levels else raws
         if self._head is not None:
             try:
-                heatmaps, flat = self._head.finish(raws, (height, width))
+                heatmaps, flat = self._head.finish(shown, (height, width))
             except ValueError as error:
                 raise _not_finite(str(error)) from None
         else:
             heatmaps = outputs[spec.heatmaps or ""]
             if not np.isfinite(heatmaps.sum()):
                 raise _not_finite("NaN in the heatmaps")
-            flat = np.all([m.max(axis=(2, 3)) <= 0 for m in raws or [heatmaps]], axis=0)
+            flat = np.all([m.max(axis=(2, 3)) <= 0 for m in shown or [heatmaps]], axis=0)
         scores = {name: outputs[name] for name in spec.outputs}
         return Explanation(
             heatmaps=heatmaps,
@@ -149,19 +198,22 @@ class Explainer:
             provider=self.provider,
             notes=spec.notes,
             labels=self.labels,
+            extras={key: outputs[name] for key, name in spec.extras.items()},
         )
 
-    def _run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> tuple[Spec, dict[str, NDArray[Any]]]:
-        one, count = self._one, targets.shape[1]
+    def _run(
+        self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[np.int64]]
+    ) -> tuple[Spec, dict[str, NDArray[Any]]]:
+        one, count = self._one, targets[self.spec.targets].shape[1]
         if count == 1:
             return one.spec, one.run(feeds, targets)
         many = self._several()
         if many is not None:
             return many.spec, many.run(feeds, targets)
-        runs = [one.run(feeds, targets[:, k : k + 1]) for k in range(count)]
-        per_target = {*one.spec.raw, one.spec.heatmaps, one.spec.explained}
+        runs = [one.run(feeds, {name: t[:, k : k + 1] for name, t in targets.items()}) for k in range(count)]
+        for_all = set(one.spec.outputs)  # the model's own
         return one.spec, {
-            name: np.concatenate([run[name] for run in runs], axis=1) if name in per_target else first
+            name: first if name in for_all else np.concatenate([run[name] for run in runs], axis=1)
             for name, first in runs[0].items()
         }
 
@@ -198,24 +250,24 @@ class Explainer:
         return compile_model(**self._compile, many=many, stand_alone=False)
 
     def _program(self, graph: ExplainGraph) -> Program:
-        return Program(make_session(graph.model.SerializeToString(), folder=graph.folder, **self._options), graph.spec)
+        return self._started(
+            {name: model.SerializeToString() for name, model in graph.models.items()}, graph.spec, graph.folder
+        )
 
+    def _load(self, model: Any, spec: Spec) -> Program:
+        """The program of an exported graph: a file, bytes, a ModelProto, or a folder of stages."""
+        if isinstance(model, (str, os.PathLike)) and os.path.isdir(model):
+            return self._started(stage_files(model), spec, None)
+        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
+        program = self._started({"explain": source}, spec, None)
+        _check_names(program)
+        return program
 
-@dataclass(frozen=True)
-class Program:
-    """A session with the spec of its graph."""
-
-    session: Any
-    spec: Spec
-
-    def run(self, feeds: dict[str, NDArray[Any]], targets: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """All outputs by name."""
-        try:
-            arrays = self.session.run(self.spec.returned, {**feeds, self.spec.targets: targets})
-        except Exception as error:  # onnxruntime's exceptions share no base class
-            given = ", ".join(f"{name} {array.shape}" for name, array in feeds.items())
-            raise InputError(f"the model cannot run on {given}: {error}") from error
-        return dict(zip(self.spec.returned, arrays, strict=True))
+    def _started(self, sources: Mapping[str, Any], spec: Spec, folder: Any) -> Program:
+        sessions = {name: make_session(source, folder=folder, **self._options) for name, source in sources.items()}
+        if "explain" in sessions:
+            return Whole(sessions["explain"], spec)
+        return Staged(sessions, spec, self._batch, self._progress)
 
 
 def _signature(model: object) -> tuple[int, ...]:
@@ -228,6 +280,8 @@ def _signature(model: object) -> tuple[int, ...]:
 
 
 def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:
+    if isinstance(model, (str, os.PathLike)) and os.path.isdir(model):
+        return read_folder(model)
     if isinstance(model, (str, os.PathLike, bytes)):
         return read_metadata(model)
     if not hasattr(model, "metadata_props"):
@@ -250,7 +304,16 @@ def _check_names(program: Program) -> None:
         )
 
 
-def _check_exported(spec: Spec, method: str, layer: str | Sequence[str], output: str | None, head: str | None) -> None:
+def _check_exported(
+    spec: Spec,
+    method: str,
+    layer: str | Sequence[str],
+    output: str | None,
+    head: str | None,
+    objective: str,
+    eigen_smooth: bool,
+    options: Mapping[str, Any],
+) -> None:
     """An exported graph has its method, layer and output built in: asking for others must not pass in silence."""
     names = list(zip(spec.layers, spec.modules, strict=True))
     asked = [layer] if isinstance(layer, str) else list(layer)
@@ -259,12 +322,26 @@ def _check_exported(spec: Spec, method: str, layer: str | Sequence[str], output:
     )
     separators = str.maketrans("", "", "-_ ")  # which names of methods may hold or not, see method.registry
     same_method = method.lower().translate(separators) in ("gradcam", spec.method.translate(separators))
-    fine = {"layer": same_layer, "output": output in (None, spec.score), "method": same_method}
+    fine = {
+        "layer": same_layer,
+        "output": output in (None, spec.score),
+        "method": same_method,
+        "objective": objective in ("class", spec.objective),
+        "eigen_smooth": not eigen_smooth or spec.eigen_smooth,
+        **{name: name in spec.options and spec.options[name] == value for name, value in options.items()},
+    }
     wrong = [name for name, same in fine.items() if not same]
     if wrong:
+        built: dict[str, Any] = {
+            "method": spec.method,
+            "layer": spec.layer,
+            "output": spec.score,
+            "objective": spec.objective,
+        }
+        built |= {"eigen_smooth": spec.eigen_smooth, **spec.options}
         raise MethodError(
-            f"the explain graph has its {', '.join(wrong)} built in (method {spec.method!r}, layer "
-            f"{spec.layer!r}, output {spec.score!r}): export the model again for another"
+            f"the explain graph has its {', '.join(wrong)} built in ("
+            f"{', '.join(f'{name} {value!r}' for name, value in built.items())}): export the model again for another"
         )
     if head == "graph" and spec.heatmaps is None:
         raise HeadError("the explain graph returns raw maps only: choose another head, or export it with heatmaps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ class Explanation:
         provider: The onnxruntime execution provider that ran.
         notes: What the compiler had to decide, in sentences.
         labels: Class names, () if the model carries none.
+        extras: What the method returns besides the maps, by name; see its entry in `docs/methods.md`.
     """
 
     heatmaps: NDArray[np.float32]
@@ -39,10 +40,12 @@ class Explanation:
     provider: str
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    extras: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         n, k, height, width = self.heatmaps.shape
-        return f"<Explanation of {n} × {k} targets: {height} × {width} heatmaps, {self.method} at {self.layer}>"
+        made = f"{self.method} at {self.layer}" if self.layer else self.method
+        return f"<Explanation of {n} × {k} targets: {height} × {width} heatmaps, {made}>"
 
     def label(self, n: int = 0, k: int = 0) -> str:
         """Name of the class that map (n, k) explains, or its number."""

@@ -60,7 +60,7 @@ def test_the_signatures_of_the_design() -> None:
     assert explainer["layer"].default == "auto"
     assert list(inspect.signature(pycam.explain).parameters)[:2] == ["model", "image"]
     assert {"method", "layer", "preprocess", "outputs", "lower"} <= set(inspect.signature(pycam.export).parameters)
-    assert list(inspect.signature(pycam.vjp).parameters) == ["model", "wrt", "output", "lower"]
+    assert list(inspect.signature(pycam.vjp).parameters) == ["model", "wrt", "output", "lower", "rules"]
 
 
 def test_importing_pycam_costs_nothing() -> None:

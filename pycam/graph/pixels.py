@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,16 @@ from .locate import dims
 
 AXES = {"NCHW": (2, 3), "NHWC": (1, 2)}
 """Where height and width lie."""
+
+
+class Image(NamedTuple):
+    """The input of an explain graph that takes the image."""
+
+    value: ir.Value
+    layout: str
+    """"NCHW" or "NHWC"."""
+    floats: ir.Value | None = None
+    """What the model reads of it, where the input is pixels and preprocessing is part of the graph."""
 
 
 def image_input(graph: ir.Graph) -> tuple[ir.Value, str]:
@@ -31,15 +42,15 @@ def image_input(graph: ir.Graph) -> tuple[ir.Value, str]:
     raise ModelError(f"the model has no image input (N, C, H, W) or (N, H, W, C); its inputs are {listing}")
 
 
-def image_size(g: Builder, image: ir.Value, layout: str) -> ir.Value:
+def image_size(g: Builder, image: Image) -> ir.Value:
     """Height and width of the image input, int64 (2,)."""
-    rows, columns = AXES[layout]
-    size = [dims(image)[rows], dims(image)[columns]]
+    rows, columns = AXES[image.layout]
+    size = [dims(image.value)[rows], dims(image.value)[columns]]
     known = [d for d in size if isinstance(d, int)]
-    return g.constant(known) if len(known) == 2 else g.Slice(g.Shape(image), [rows], [columns + 1], [0])
+    return g.constant(known) if len(known) == 2 else g.Slice(g.Shape(image.value), [rows], [columns + 1], [0])
 
 
-def embed_preprocess(graph: ir.Graph, image: ir.Value, pre: Preprocess, name: str = "image") -> ir.Value:
+def embed_preprocess(graph: ir.Graph, image: ir.Value, pre: Preprocess, name: str = "image") -> Image:
     """Give the graph an input uint8 (N, H, W, 3), cropped to the model's size, in place of its normalised one.
 
     `(x − mean)/std` per channel, channel order and layout become nodes at the start of the graph.
@@ -80,7 +91,7 @@ def embed_preprocess(graph: ir.Graph, image: ir.Value, pre: Preprocess, name: st
     graph.inputs[position] = pixels
     graph.remove(new)
     graph.insert_before(graph[0], new)
-    return pixels
+    return Image(pixels, "NHWC", x)
 
 
 def _floats(g: Builder, values: Sequence[float]) -> ir.Value:

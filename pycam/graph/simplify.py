@@ -145,9 +145,16 @@ def reduce_sum(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Val
     return g.Mul(found[0], float(math.prod(sizes))) if len(sizes) == len(axes) else None
 
 
+def _is_one_hot(x: ir.Value | None) -> bool:
+    return x is not None and "one_hot" in x.meta
+
+
 def matmul(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:
-    """`OneHot(i) · W = Gather(W, i)`, `OneHot(i) · Wᵀ = Gather(W, i, axis=1)ᵀ`."""
+    """`OneHot(i) · W = Gather(W, i)`, `OneHot(i) · Wᵀ = Gather(W, i, axis=1)ᵀ`; so for −OneHot, and for differences."""
     one_hot, weights = _producer(inputs[0], "OneHot"), inputs[1]
+    whole = inputs[0].producer() if inputs[0] is not None else None
+    if whole is not None and whole.op_type in ("Neg", "Sub") and all(_is_one_hot(x) for x in whole.inputs):
+        return g.emit(whole.op_type, [g.MatMul(x, weights) for x in whole.inputs])[0]
     if one_hot is None or "one_hot" not in one_hot.outputs[0].meta or weights is None:
         return None
     transpose = _producer(weights, "Transpose")

@@ -38,8 +38,13 @@ def heatmaps(
     return _min_max(g, mean)
 
 
+def from_minimum(g: Builder, x: ir.Value) -> ir.Value:
+    """Each map less its minimum."""
+    return g.Sub(x, g.ReduceMin(x, _AXES, keepdims=1))
+
+
 def _min_max(g: Builder, x: ir.Value) -> ir.Value:
-    lifted = g.Sub(x, g.ReduceMin(x, _AXES, keepdims=1))
+    lifted = from_minimum(g, x)
     return g.Div(lifted, g.Add(g.ReduceMax(lifted, _AXES, keepdims=1), EPSILON))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -11,31 +12,104 @@ from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
 from pycam.graph.simplify import Spread, expand, moved_from, spread_of
 
-from .registry import CHANNELS, Method
+from .registry import CHANNELS, Weigh
+
+if TYPE_CHECKING:
+    from .scene import Scene
 
 
-def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Value | None) -> ir.Value:
-    """The raw map (N, K, h, w) of one layer.
-
-    Args:
-        g: Builder of the explain graph.
-        method: How activations and gradients are weighed.
-        a: Activations (N, C, h, w).
-        da: Gradients (K·N, C, h, w), K outermost.
-        count: K as an int64 vector of length 1, or None when it is 1.
+def weighted_maps(
+    scene: Scene, weigh: Weigh, *, gradient: bool, per_channel: bool, rectify: bool, linear_only: bool
+) -> list[ir.Value]:
+    """The raw maps of all layers, weighed by `weigh(g, a, da)`.
 
     Raises:
         MethodError: the method needs a GAP + linear tail and this one is not.
     """
-    if method.linear_only and _over_positions(da) is None:
+    count = scene.chosen.count
+    grads = scene.first.gradients(scene.layers) if gradient else [None] * len(scene.layers)
+    maps = []
+    for layer, grad in zip(scene.layers, grads, strict=True):
+        if linear_only and _over_positions(grad) is None:
+            raise MethodError(
+                f"{scene.title} needs global average pooling and linear layers behind the layer {layer.name!r}, "
+                "whose gradient here depends on the position: use 'gradcam', which is the same where both apply"
+            )
+        a = scene.read(layer)
+        w = weigh(scene.g, a, split(scene.g, grad, a, count) if grad is not None else None)
+        maps.append(weighted(scene, a, w, per_channel=per_channel, rectify=rectify, shared=not gradient))
+    return maps
+
+
+def weighted(
+    scene: Scene,
+    a: ir.Value,
+    w: ir.Value,
+    *,
+    per_channel: bool = False,
+    rectify: bool = False,
+    shared: bool = False,
+) -> ir.Value:
+    """The raw map `Σ_c w·A` of one layer, (N, K, h, w); with `scene.eigen` the projection of `w·A` onto its first
+    singular vector.
+
+    Args:
+        scene: Whose layer it is.
+        a: Activations (N, C, h, w).
+        w: Weights (K, N, C, h, w), with 1 for h and w where they are constant over the positions.
+        per_channel: w is (K, N, C, 1, 1).
+        rectify: `Σ_c relu(w·A)`.
+        shared: w is the same for all targets, with 1 in place of K.
+    """
+    g = scene.g
+    if scene.eigen:
+        terms = g.Mul(w, a)
+        features = g.Transpose(g.Relu(terms) if rectify else terms, perm=[1, 0, 2, 3, 4])
+        return projected(scene, features, a, shared=shared)
+    raw = _summed(g, a, w, None if shared else scene.chosen.count, per_channel, rectify)
+    return for_all_targets(scene, raw, dims(a)[2:]) if shared else shaped(scene, raw, dims(a)[2:])
+
+
+def projected(
+    scene: Scene, features: ir.Value, a: ir.Value, function: str = "svd", *, shared: bool = False, **options: Any
+) -> ir.Value:
+    """The raw map (N, K, h, w) that `algebra.<function>` makes of `features` (N, K, C, h, w).
+
+    `shared`: they are the same for all targets, (N, 1, C, h, w).
+    """
+    positions = dims(a)[2:]
+    sizes = [None if d == "?" else d for d in (dims(a)[0], None, *positions)]
+    (found,) = scene.host(function, features, results=[sizes], **options)
+    return for_all_targets(scene, found, positions) if shared else shaped(scene, found, positions)
+
+
+def for_all_targets(scene: Scene, raw: ir.Value, positions: Sequence[int | str]) -> ir.Value:
+    """A raw map (N, 1, h, w) that is the same for all targets as (N, K, h, w).
+
+    Raises:
+        MethodError: another objective than the score was asked for, which would change nothing.
+    """
+    if scene.objective.name != "class":
         raise MethodError(
-            f"{method.title} needs global average pooling and linear layers behind the layer {a.name!r}, "
-            "whose gradient here depends on the position: use 'gradcam', which is the same where both apply"
+            f"{scene.title} does not look at the score, so objective={scene.objective.name!r} would change nothing: "
+            "leave it out, or choose a method that does"
         )
-    w = method.weigh(g, a, _split(g, da, a, count))
+    g, count = scene.g, scene.chosen.count
+    wide = raw if count is None else g.Expand(raw, g.Concat([1], count, [1, 1], axis=0))
+    return shaped(scene, wide, positions)
+
+
+def shaped(scene: Scene, raw: ir.Value, positions: Sequence[int | str]) -> ir.Value:
+    """`raw` with its shape (N, K, *positions) noted."""
+    sizes = (dims(scene.x)[0], "K" if scene.chosen.count is not None else 1, *positions)
+    raw.shape = ir.Shape([None if d == "?" else d for d in sizes])
+    return raw
+
+
+def _summed(g: Builder, a: ir.Value, w: ir.Value, count: ir.Value | None, per_channel: bool, rectify: bool) -> ir.Value:
     n, c, *positions = dims(a)
     found = _over_positions(w)
-    if (found is not None or method.per_channel) and not method.rectify:
+    if (found is not None or per_channel) and not rectify:
         channels = found[0] if found is not None else w  # (K, N, C, 1, 1)
         rows = _looked_up(g, channels, c)
         if rows is None:
@@ -45,7 +119,7 @@ def raw_map(g: Builder, method: Method, a: ir.Value, da: ir.Value, count: ir.Val
         maps = g.MatMul(rows, flat)  # (N, K, h·w)
         return g.Reshape(maps, _vector(g, [0, 0, *positions], a))  # 0 copies N and K
     terms = g.Mul(w, a)
-    summed = g.ReduceSum(g.Relu(terms) if method.rectify else terms, [CHANNELS], keepdims=0)  # (K, N, h, w)
+    summed = g.ReduceSum(g.Relu(terms) if rectify else terms, [CHANNELS], keepdims=0)  # (K, N, h, w)
     return g.Transpose(summed, perm=[1, 0, 2, 3])
 
 
@@ -55,7 +129,7 @@ def _over_positions(x: ir.Value | None) -> tuple[ir.Value, ir.Value, Spread] | N
     return found if found is not None and found[2].axes == (-2, -1) else None
 
 
-def _split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.Value:
+def split(g: Builder, da: ir.Value, a: ir.Value, count: ir.Value | None) -> ir.Value:
     """(K·N, C, h, w) → (K, N, C, h, w); a gradient that is constant over positions stays small."""
     n, c, *positions = dims(a)
     found = _over_positions(da)

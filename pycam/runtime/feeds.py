@@ -124,6 +124,29 @@ def check_targets(
     return np.ascontiguousarray(array, dtype=np.int64)
 
 
+def check_against(
+    against: Targets, shape: tuple[int, ...], classes: int | None, labels: Sequence[str] = ()
+) -> NDArray[np.int64]:
+    """What targets are held against, as int64 (N, K); −1: the best class beside the target.
+
+    Args:
+        against: None (the best one beside each target), an int or a label for all, (N,) or (N, K).
+        shape: (N, K) of the targets.
+        classes, labels: See `check_targets`.
+
+    Raises:
+        TargetError: a shape that does not fit, or a class out of range.
+    """
+    if against is None:
+        return np.full(shape, -1, np.int64)
+    array = check_targets(against, shape[0], classes, labels)
+    if array.shape[1] not in (1, shape[1]):
+        raise TargetError(f"{shape[1]} targets per image are held against {array.shape[1]}: give one, or as many")
+    if array.min() < -1:
+        raise TargetError(f"against={array.min()}: give a class, or −1 for the best one beside the target")
+    return np.ascontiguousarray(np.broadcast_to(array, shape))
+
+
 @lru_cache(maxsize=64)
 def _best(images: int) -> NDArray[np.int64]:
     best = np.full((images, 1), -1, dtype=np.int64)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
 from pycam.errors import ModelError
+
+from .recipe import Recipe
 
 KEY = "pycam.spec"
 
@@ -33,6 +35,15 @@ class Spec:
         many: K is free; else it is 1.
         probabilities: The score's output is a probability (the model ends in a softmax).
         notes: What the compiler had to decide, in sentences.
+        against: Name of the input int64 (N, K) that targets are held against, for a contrast; else None.
+        extras: What is returned besides: key in `Explanation.extras` → name of the output.
+        plan: "single pass", "split" or "perturb"; the last two explain one image at a time.
+        objective: What is differentiated, see `targets.objectives`.
+        eigen_smooth: Weighted activations are projected onto their first singular vector.
+        options: Of the method.
+        targeted: The method explains given targets; else it finds by itself what it explains.
+        levels: The maps are levels of the score: a heatmap begins at their minimum, not at 0.
+        recipe: How the stages are run, where there are several graphs.
     """
 
     method: str
@@ -50,16 +61,25 @@ class Spec:
     many: bool
     probabilities: bool
     notes: tuple[str, ...] = ()
+    against: str | None = None
+    extras: Mapping[str, str] = field(default_factory=dict)
+    plan: str = "single pass"
+    objective: str = "class"
+    eigen_smooth: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    targeted: bool = True
+    levels: bool = False
+    recipe: Recipe | None = None
 
     @cached_property
     def returned(self) -> tuple[str, ...]:
         """Names of all outputs of the graph."""
         maps = () if self.heatmaps is None else (self.heatmaps,)
-        return (*self.outputs, *maps, *self.raw, self.explained)
+        return (*self.outputs, *maps, *self.raw, *self.extras.values(), self.explained)
 
     @cached_property
     def layer(self) -> str:
-        """The layers as people name them: module path where there is one."""
+        """The layers as people name them: module path where there is one; "" for a method that looks at none."""
         return ", ".join(module or name for module, name in zip(self.modules, self.layers, strict=True))
 
     def to_json(self) -> str:
@@ -79,10 +99,12 @@ class Spec:
             found = json.loads(metadata[KEY])
             known = {f.name for f in fields(cls)}
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
+            if values.get("recipe") is not None:
+                values["recipe"] = Recipe.from_dict(values["recipe"])
             spec = cls(**values)
             _check(spec)
             return spec
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise ModelError(f"the explain graph's own description cannot be read ({error}): export it again") from None
 
 
@@ -93,8 +115,11 @@ def _check(spec: Any) -> None:
     sound = {
         "layout": spec.layout in ("NCHW", "NHWC"),
         "classes": spec.classes is None or type(spec.classes) is int,
-        "layers": all(type(row) is tuple for row in rows) and len(spec.layers) == len(spec.modules) > 0,
-        "raw": len(spec.raw) in ((0, len(spec.layers)) if spec.heatmaps is not None else (len(spec.layers),)),
+        "layers": all(type(row) is tuple for row in rows) and len(spec.layers) == len(spec.modules),
+        "raw": spec.heatmaps is not None or len(spec.raw) > 0,
+        "plan": spec.plan in ("single pass", "split", "perturb"),
+        "against": spec.against is None or type(spec.against) is str,
+        "extras": all(type(text) is str for pair in spec.extras.items() for text in pair),
         "heatmaps": spec.heatmaps is None or type(spec.heatmaps) is str,
         "names": all(type(text) is str for text in texts),
         "many": type(spec.many) is bool and type(spec.probabilities) is bool,

@@ -15,23 +15,55 @@ from pycam.runtime.feeds import DEEPEST
 
 @dataclass(frozen=True)
 class Chosen:
-    """What the class target adds to the graph."""
+    """Which classes are explained, for a batch of rows."""
 
-    targets: ir.Value  # graph input, int64 (N, K)
-    explained: ir.Value  # int64 (N, K), with the negative ones looked up
-    cotangent: ir.Value  # d score / d output: shape of the output, batch axis K·N, K outermost
+    explained: ir.Value  # int64 (N, K), no negative ones
+    against: ir.Value | None  # int64 (N, K): what each is held against; None unless the objective is a contrast
     count: ir.Value | None  # K as an int64 vector of length 1; None when K is fixed to 1
-    classes: int | None  # how many there are, None if the model does not say
 
 
-def class_targets(g: Builder, score: ir.Value, batch: int | str, many: bool) -> Chosen:
-    """Score = the output's entry for a class, summed over positions if it has any.
+def class_targets(
+    g: Builder, score: ir.Value, batch: int | str, many: bool, contrast: bool = False
+) -> tuple[ir.Value, ir.Value | None, Chosen]:
+    """The inputs `targets` and, for a contrast, `against`, and what they choose.
 
     Args:
         g: Builder of the explain graph.
-        score: The differentiated output: (N, C) or (N, C, …).
-        batch: The batch dimension as the model's input has it (a shared symbol lets the runtime see equal shapes).
+        score: The differentiated output, (N, C, …).
+        batch: The batch dimension as the model's input has it.
         many: K is free; else it is 1 and nothing is ever repeated.
+        contrast: Each target is held against another class.
+
+    Raises:
+        TargetError: the output has no class axis.
+    """
+    scores = class_scores(g, score)
+    targets = class_input(g, "targets", batch, many)
+    against = class_input(g, "against", batch, many) if contrast else None
+    explained = look_up(g, scores, targets)
+    rival = look_up_rival(g, scores, explained, against) if against is not None else None
+    count = g.Slice(g.Shape(targets), [1], [2], [0]) if many else None
+    if count is not None:
+        count.shape = ir.Shape([1])  # so that the shapes of what is repeated by it can be inferred
+    return targets, against, Chosen(explained, rival, count)
+
+
+def class_input(g: Builder, name: str, batch: int | str, many: bool) -> ir.Value:
+    """A graph input int64 (N, K), or (N, 1) without `many`.
+
+    `batch` is that dimension as the model's input has it: a shared symbol lets the runtime see equal shapes.
+    """
+    value = ir.Value(
+        name=g.free(name),
+        type=ir.TensorType(ir.DataType.INT64),
+        shape=ir.Shape([None if batch == "?" else batch, "K" if many else 1]),
+    )
+    g.graph.inputs.append(value)
+    return value
+
+
+def class_scores(g: Builder, score: ir.Value) -> ir.Value:
+    """The scores of all classes (N, C), summed over positions if there are any; 16 bits as float32.
 
     Raises:
         TargetError: the output has no class axis.
@@ -39,39 +71,60 @@ def class_targets(g: Builder, score: ir.Value, batch: int | str, many: bool) -> 
     shape = dims(score)
     if len(shape) < 2:
         raise TargetError(f"the output {score.name!r} has shape {list(shape)}; class targets need (N, classes)")
-    classes = shape[1] if isinstance(shape[1], int) else None
-    targets = ir.Value(
-        name=g.free("targets"),
-        type=ir.TensorType(ir.DataType.INT64),
-        shape=ir.Shape([None if batch == "?" else batch, "K" if many else 1]),
-    )
-    g.graph.inputs.append(targets)
-    dtype = ir.DataType.FLOAT if score.dtype in HALF else score.dtype  # gradients of 16 bits are computed in float32
-    wide = g.Cast(score, to=dtype) if score.dtype != dtype else score
+    wide = g.Cast(score, to=ir.DataType.FLOAT) if score.dtype in HALF else score
     flat = wide if len(shape) == 2 else g.ReduceSum(wide, list(range(2, len(shape))), keepdims=0)
-    explained = _rank_lookup(g, flat, targets, classes)
-    depth = g.constant(classes) if classes is not None else g.Squeeze(_class_count(g, score), [0])
-    order = g.Transpose(explained, perm=[1, 0]) if many else explained
-    rows = g.Reshape(order, [-1])  # K·N, K outermost
-    rows.meta["rows of"] = explained
-    assert dtype is not None
-    zero_one = g.constant([0.0, 1.0], dtype)
-    cotangent = g.OneHot(rows, depth, zero_one, axis=-1)
-    cotangent.meta["one_hot"] = True
-    if len(shape) > 2:
-        ones = g.Reshape(cotangent, g.Concat(g.Shape(cotangent), [1] * (len(shape) - 2), axis=0))
-        cotangent = g.Expand(ones, g.Concat([1, 1], g.Slice(g.Shape(score), [2], [len(shape)], [0]), axis=0))
-    count = g.Slice(g.Shape(targets), [1], [2], [0]) if many else None
-    return Chosen(targets, explained, cotangent, count, classes)
+    if flat is not score and flat.shape is None:
+        flat.shape = ir.Shape(list(score.shape or [])[:2])
+    return flat
 
 
-def _rank_lookup(g: Builder, scores: ir.Value, targets: ir.Value, classes: int | None) -> ir.Value:
-    """Replace −r by the index of the r-th best score; ties go to the lower index."""
-    k = g.constant([min(DEEPEST, classes)]) if classes is not None else g.Min([DEEPEST], _class_count(g, scores))
+def look_up(g: Builder, scores: ir.Value, targets: ir.Value) -> ir.Value:
+    """`targets` (N, K) with −r replaced by the index of the r-th best of `scores` (N, C); ties: the lower index."""
+    classes = class_count(scores)
+    k = g.constant([min(DEEPEST, classes)]) if classes is not None else g.Min([DEEPEST], _size(g, scores))
     _, best = g.emit("TopK", [scores, k], {"axis": -1}, outputs=2)
     rank = g.Clip(g.Sub([-1], targets), g.constant(0), g.Squeeze(g.Sub(k, [1]), [0]))
     return g.Where(g.Less(targets, [0]), g.GatherElements(best, rank, axis=1), targets)
 
 
-def _class_count(g: Builder, scores: ir.Value) -> ir.Value:
+def look_up_rival(g: Builder, scores: ir.Value, explained: ir.Value, against: ir.Value) -> ir.Value:
+    """`against` (N, K) with the negative ones replaced by the best class beside `explained` (N, K)."""
+    _, best = g.emit("TopK", [scores, g.constant([2])], {"axis": -1}, outputs=2)
+    first, second = g.Slice(best, [0], [1], [1]), g.Slice(best, [1], [2], [1])
+    return g.Where(g.Less(against, [0]), g.Where(g.Equal(explained, first), second, first), against)
+
+
+def class_count(scores: ir.Value) -> int | None:
+    """How many classes there are; None if the model does not say."""
+    size = dims(scores)[1]
+    return size if isinstance(size, int) else None
+
+
+def as_rows(g: Builder, explained: ir.Value, many: bool) -> ir.Value:
+    """(N, K) → (K·N,), K outermost, as gradients of K targets travel."""
+    rows = g.Reshape(g.Transpose(explained, perm=[1, 0]) if many else explained, [-1])
+    rows.meta["rows of"] = explained
+    return rows
+
+
+def one_hot(g: Builder, rows: ir.Value, scores: ir.Value) -> ir.Value:
+    """(R,) → (R, C): the cotangent of one class score each."""
+    classes = class_count(scores)
+    depth = g.constant(classes) if classes is not None else g.Squeeze(_size(g, scores), [0])
+    dtype = scores.dtype or ir.DataType.FLOAT
+    hot = g.OneHot(rows, depth, g.constant([0.0, 1.0], dtype), axis=-1)
+    hot.meta["one_hot"] = True
+    return hot
+
+
+def over_positions(g: Builder, cotangent: ir.Value, score: ir.Value) -> ir.Value:
+    """The cotangent (R, C) of summed scores as one of `score` (N, C, …)."""
+    rank = len(dims(score))
+    if rank == 2:
+        return cotangent
+    ones = g.Reshape(cotangent, g.Concat(g.Shape(cotangent), [1] * (rank - 2), axis=0))
+    return g.Expand(ones, g.Concat([1, 1], g.Slice(g.Shape(score), [2], [rank], [0]), axis=0))
+
+
+def _size(g: Builder, scores: ir.Value) -> ir.Value:
     return g.Slice(g.Shape(scores), [1], [2], [0])

@@ -381,7 +381,7 @@ def test_an_interruption(run: Run, small: Path, monkeypatch: pytest.MonkeyPatch)
 def test_the_progress_bar() -> None:
     import io
 
-    from pycam.cli.progress import progress
+    from pycam.progress import progress
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
