@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from .errors import InputError
 
 
+PIXEL_CLIP = 0.01
+"""Share of the pixels that pictures of pixel attributions saturate."""
+
+
 @dataclass(slots=True, eq=False, repr=False)
 class Explanation:
     """Heatmaps of N images × K targets, with what they explain and how they came about.
@@ -52,13 +56,37 @@ class Explanation:
         target = int(self.targets[n, k])
         return self.labels[target] if target < len(self.labels) else f"class {target}"
 
-    def overlay(self, images: NDArray[np.uint8], colormap: str = "jet", alpha: float = 0.5) -> NDArray[np.uint8]:
+    def shown(self, clip: float | None = None) -> NDArray[np.float32]:
+        """The heatmaps as pictures show them.
+
+        Args:
+            clip: Share of a map's pixels, the largest, that get the last colour.  None: 0.01 for a method that
+                attributes to single pixels, of which a few would leave the others black; 0 for other methods.
+
+        Returns:
+            float32 (N, K, H, W) in [0, 1].
+
+        Raises:
+            InputError: clip out of range.
+        """
+        share = (PIXEL_CLIP if "attributions" in self.extras else 0.0) if clip is None else clip
+        if not 0 <= share < 1:
+            raise InputError(f"clip={clip}: give a share of the pixels, 0 ≤ clip < 1")
+        if share == 0:
+            return self.heatmaps
+        top = np.quantile(self.heatmaps, 1 - share, axis=(2, 3), keepdims=True).astype(np.float32)
+        return np.asarray(np.minimum(self.heatmaps / np.where(top > 0, top, 1), 1), np.float32)
+
+    def overlay(
+        self, images: NDArray[np.uint8], colormap: str = "jet", alpha: float = 0.5, clip: float | None = None
+    ) -> NDArray[np.uint8]:
         """The heatmaps over the pictures.
 
         Args:
             images: uint8 (N, H, W, 3) RGB, at the heatmaps' size (what the model saw).
             colormap: "jet", "turbo", "viridis", "inferno", "magma" or "gray".
             alpha: Opacity of the heatmap, 0 … 1.
+            clip: See `shown`.
 
         Returns:
             uint8 (N, K, H, W, 3).
@@ -76,7 +104,7 @@ class Explanation:
                 f"overlay needs uint8 images of shape {(n, height, width, 3)}; got {images.dtype} {images.shape}"
             )
         try:
-            return pick().overlay(images, self.heatmaps, table(colormap), alpha)
+            return pick().overlay(images, self.shown(clip), table(colormap), alpha)
         except ValueError as error:
             raise InputError(str(error)) from None
 
@@ -104,13 +132,14 @@ class Explanation:
         images: NDArray[np.uint8] | None = None,
         colormap: str = "jet",
         alpha: float = 0.5,
+        clip: float | None = None,
     ) -> None:
         """Write the maps as a picture: one row per image, one column per target.
 
         Args:
             path: .png, .jpg or .webp.
             images: uint8 (N, H, W, 3) to lay the maps over; None writes the maps alone.
-            colormap, alpha: See `overlay`.
+            colormap, alpha, clip: See `overlay`.
 
         Raises:
             OutputError: the path cannot be written.
@@ -120,10 +149,10 @@ class Explanation:
 
         check_writable(path)
         if images is None:
-            levels = np.round(self.heatmaps * 255).astype(np.uint8)
+            levels = np.round(self.shown(clip) * 255).astype(np.uint8)
             tiles = table(colormap)[levels]
         else:
-            tiles = self.overlay(images, colormap, alpha)
+            tiles = self.overlay(images, colormap, alpha, clip)
         n, k, height, width, _ = tiles.shape
         write(path, np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(n * height, k * width, 3)))
 

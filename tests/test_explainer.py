@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 import pycam
-from pycam.errors import HeadError, MethodError, ModelError
+from pycam.errors import HeadError, InputError, MethodError, ModelError
 from pycam.head import pick
 
 Net = Callable[..., onnx.ModelProto]
@@ -509,3 +509,18 @@ def test_an_explanation_is_shown_in_one_line(cnn: Net, images: np.ndarray) -> No
     shown = repr(pycam.Explainer(cnn())(images, "top2"))
     assert shown.startswith("<Explanation of 3 × 2 targets: ")
     assert "\n" not in shown
+
+
+def test_pictures_of_pixel_attributions_saturate_the_largest(cnn: Net, draw: Any) -> None:
+    """A few pixels would leave the others black; the heatmaps themselves stay as they are."""
+    x = draw(1, 3, 16, 16)
+    result = pycam.Explainer(cnn(), "gradient")(x, 3)
+    top = np.quantile(result.heatmaps[0, 0], 0.99)
+    np.testing.assert_allclose(result.shown()[0, 0], np.minimum(result.heatmaps[0, 0] / top, 1), rtol=1e-5)
+    np.testing.assert_array_equal(result.shown(clip=0), result.heatmaps)
+    pictures = [result.overlay(np.zeros((1, 16, 16, 3), np.uint8), "gray", 1.0, clip) for clip in (None, 0.0)]
+    assert pictures[0].mean() > pictures[1].mean()
+    other = pycam.Explainer(cnn(), "gradcam")(x, 3)
+    np.testing.assert_array_equal(other.shown(), other.heatmaps)
+    with pytest.raises(InputError, match="clip=1: give a share of the pixels"):
+        result.overlay(np.zeros((1, 16, 16, 3), np.uint8), clip=1)

@@ -19,27 +19,27 @@ from .scene import Scene
 
 @method("eigencam", "EigenCAM", "2008.00299", cost="1 forward", layers="many")
 def eigencam(s: Scene) -> Sequence[ir.Value]:
-    """`X·v₁`: the activations, less their channel means, projected onto their first right singular vector; the sign in
-    which the map goes with the mean activation.  The same for all targets."""
+    """`X·v₁`: the activations, less their channel means, projected onto their first right singular vector, its
+    peak positive.  The same for all targets."""
     return [projected(s, s.g.Unsqueeze(a, [1]), a, shared=True) for a in map(s.read, s.layers)]
 
 
 @method("eigengradcam", "EigenGradCAM", "2008.00299", cost="1 forward + backward of the tail", layers="many")
 def eigengradcam(s: Scene) -> Sequence[ir.Value]:
-    """EigenCAM of `g·A` in place of `A`; the sign in which the map goes with HiResCAM's `Σ_c g·A`."""
+    """EigenCAM of `g·A` in place of `A`."""
     return [projected(s, _by_target(s, s.g.Mul(da, a)), a) for a, da in _gradients(s)]
 
 
 @method("segeigencam", "Seg-Eigen-CAM", "10.3390/app15137562", cost="1 forward + backward of the tail", layers="many")
 def segeigencam(s: Scene) -> Sequence[ir.Value]:
-    """EigenCAM of `|g|·A`, turned over where its lowest value is larger in size than its highest."""
-    return [projected(s, _by_target(s, s.g.Mul(s.g.Abs(da), a)), a, rising=True) for a, da in _gradients(s)]
+    """EigenCAM of `|g|·A`."""
+    return [projected(s, _by_target(s, s.g.Mul(s.g.Abs(da), a)), a) for a, da in _gradients(s)]
 
 
 @method("kpcacam", "KPCA-CAM", "2410.00267", cost="1 forward + an eigenvector of h·w × h·w", layers="many")
 def kpcacam(s: Scene) -> Sequence[ir.Value]:
     """The first kernel principal component of the activations, less their channel means, at all positions: kernel
-    `tanh(<x, x'>/C + 1)`; the sign in which the map goes with the mean activation.  The same for all targets."""
+    `tanh(<x, x'>/C + 1)`; its peak is positive.  The same for all targets."""
     return [projected(s, s.g.Unsqueeze(a, [1]), a, "kernel_pca", shared=True) for a in map(s.read, s.layers)]
 
 

@@ -52,11 +52,11 @@ def check_installed(names: Iterable[str]) -> None:
 
 
 @function
-def svd(features: NDArray[Any], *, rising: bool = False) -> tuple[NDArray[np.float32], ...]:
+def svd(features: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
     """`X·v₁`: `X` (h·w, C) the features minus their channel means, `v₁` its first right singular vector (2008.00299).
 
-    A singular vector leaves the sign open.  Here the map goes with the mean over channels of the features:
-    `<X·v₁, mean_c features − its mean> ≥ 0`; where that is 0, the entry largest in size is positive.
+    A singular vector leaves the sign open.  Here the entry largest in size is positive (SegEigenCAM's rule): a map's
+    mean is 0, so that the smaller of the two regions that it tells apart, mostly the object, is the positive one.
 
     Where the two largest singular values are equal, so are the maps that they stand for, and none is the first; the
     closer they are, the more of the last digits of the features the map depends on (about `1e-16·σ₁²/(σ₁² − σ₂²)` is
@@ -64,16 +64,13 @@ def svd(features: NDArray[Any], *, rising: bool = False) -> tuple[NDArray[np.flo
 
     Args:
         features: (N, K, C, h, w).
-        rising: Turn maps over whose lowest value is larger in size than their highest.
 
     Returns:
         float32 (N, K, h, w).
     """
     n, k, c, h, w = features.shape
     rows = features.reshape(n * k, c, h * w)
-    maps = np.stack([_signed(_first_component(one), one.mean(axis=0)) for one in map(_centred, rows)])
-    if rising:
-        maps = np.where((-maps.min(axis=-1) > maps.max(axis=-1))[:, None], -maps, maps)
+    maps = np.stack([_signed(_first_component(one)) for one in map(_centred, rows)])
     return (maps.reshape(n, k, h, w).astype(np.float32),)
 
 
@@ -94,7 +91,7 @@ def kernel_pca(features: NDArray[Any]) -> tuple[NDArray[np.float32], ...]:
         value, vector = _of_matrix(_sigmoid_kernel(rows))
         # A kernel's entries are of size 1: what is as small as this is the rounding of them.
         length = np.sqrt(value) if value > 1e-14 * h * w else 0.0
-        maps.append(_signed(vector * length, rows.mean(axis=0)))
+        maps.append(_signed(vector * length))
     return (np.stack(maps).reshape(n, k, h, w).astype(np.float32),)
 
 
@@ -202,12 +199,9 @@ def _first_component(rows: Matrix) -> Matrix:
     return np.asarray(leading(channels, lambda v: rows @ (v @ rows), lambda: rows @ rows.T)[1] @ rows)
 
 
-def _signed(found: Matrix, reference: Matrix) -> Matrix:
-    """`found`, turned so that it goes with `reference`, or, where it is at right angles to it, has a positive peak."""
-    along = float(found @ reference)
-    if abs(along) <= 1e-12 * np.linalg.norm(found) * np.linalg.norm(reference):
-        along = float(found[np.abs(found).argmax()])
-    return np.asarray(-found if along < 0 else found)
+def _signed(found: Matrix) -> Matrix:
+    """`found` or its negative: that whose entry largest in size is positive."""
+    return np.asarray(-found if -found.min() > found.max() else found)
 
 
 @function

@@ -19,13 +19,12 @@ TAILS = ("gap", "flatten", "mlp", "conv")
 TOLERANCE = 1e-5
 
 
-def component(a: np.ndarray, sign: np.ndarray | None = None) -> np.ndarray:
-    """(C, h, w) → X·v₁ (h, w), going with `sign`, or with the mean over channels."""
+def component(a: np.ndarray) -> np.ndarray:
+    """(C, h, w) → X·v₁ (h, w), its peak positive."""
     rows = a.reshape(len(a), -1).T
     rows = rows - rows.mean(axis=0)
     found = rows @ np.linalg.svd(rows, full_matrices=False)[2][0]
-    along = found @ (rows.mean(axis=1) if sign is None else sign.ravel())
-    return np.asarray(found * np.sign(along)).reshape(a.shape[1:])
+    return np.asarray(found * np.sign(found[np.abs(found).argmax()])).reshape(a.shape[1:])
 
 
 def kernel_component(a: np.ndarray) -> np.ndarray:
@@ -35,11 +34,7 @@ def kernel_component(a: np.ndarray) -> np.ndarray:
     kernel = kernel - kernel.mean(axis=0) - kernel.mean(axis=1)[:, None] + kernel.mean()
     values, vectors = np.linalg.eigh(kernel)
     found = vectors[:, -1] * np.sqrt(values[-1])
-    return np.asarray(found * np.sign(found @ rows.mean(axis=1))).reshape(a.shape[1:])
-
-
-def turned(m: np.ndarray) -> np.ndarray:
-    return -m if abs(m.min()) > abs(m.max()) else m
+    return np.asarray(found * np.sign(found[np.abs(found).argmax()])).reshape(a.shape[1:])
 
 
 def frequency(a: np.ndarray, k: float = 2.0) -> np.ndarray:
@@ -55,7 +50,7 @@ def drawn(a: np.ndarray, seed: int = 0) -> np.ndarray:
 MAPS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "eigencam": lambda a, g: component(a),
     "eigengradcam": lambda a, g: component(a * g),
-    "segeigencam": lambda a, g: turned(component(a * abs(g))),
+    "segeigencam": lambda a, g: component(a * abs(g)),
     "kpcacam": lambda a, g: kernel_component(a),
     "fem": lambda a, g: frequency(a),
     "mean_activation": lambda a, g: a.mean(0),
