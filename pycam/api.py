@@ -121,6 +121,8 @@ def export(
     target = check_writable(path, suffixes=(".onnx",)) if whole else Path(path)
     if isinstance(model, (str, os.PathLike)) and target.exists() and os.path.samefile(model, target):
         raise OutputError(f"{str(target)!r} is the model itself: write the explain graph somewhere else")
+    if type(batch) is not int or batch < 1:
+        raise InputError(f"batch={batch!r}: give the number of variants that may go into one file, 1 or more")
     if classes not in (None, 1):
         raise InputError(f"classes={classes}: 1 fixes one target per image, None leaves the number free")
     metadata = (
@@ -137,7 +139,7 @@ def export(
     from .compile import compile_model
     from .graph.save import check_place, save
 
-    check_place(target, stages=1)
+    check_place(target, 1, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)
 
     graph = compile_model(
         model,

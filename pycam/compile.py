@@ -15,10 +15,11 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
-from .errors import InputError, MethodError, ModelError
+from .errors import InputError, LayerError, MethodError, ModelError
 from .graph import emit
 from .graph.builder import LOWERS, Builder, Lower
 from .graph.cut import cut, join
+from .graph.depend import batched_inputs
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
 from .graph.locate import dims, locate_layers, locate_score, module_path
@@ -147,10 +148,14 @@ def compile_model(
         options=settings,
         targeted=found.targeted,
         levels=found.levels,
-        notes=tuple(located.notes),
+        batched=tuple(
+            v.name or "" for v in batched_inputs(v for v in graph.inputs if v not in scene.seams.placeholders)
+        ),
+        axes={v.name or "": a for v in graph.outputs if (a := _batch_axis(v, dims(image.value)[0])) != 0},
+        notes=(*located.notes, *_axes_note(located.output, located.value)),
     )
     _set_outputs(graph, spec, image, scene, raws, maps)
-    stages, recipe = _in_stages(graph, scene, joined)
+    stages, recipe = _in_stages(graph, scene, spec, joined)
     metadata = {KEY: replace(spec, recipe=recipe).to_json()}
     if preprocess is not None:
         metadata[PREPROCESS] = preprocess.to_json()
@@ -184,13 +189,16 @@ def _check_outputs(outputs: Collection[str]) -> set[str]:
 def _check(method: Method, layer: str | Sequence[str], lower: Lower, eigen_smooth: bool) -> None:
     if lower not in LOWERS:
         raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
+    names: Any = [layer] if isinstance(layer, str) else layer
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise LayerError(f"layer={layer!r}: give a name, a list of names, or 'auto'")
     if method.layers == "none" and layer != "auto":
         raise MethodError(f"{method.title} looks at the whole model, not at a layer: leave {layer!r} out")
     if eigen_smooth and not method.weighs:
         raise MethodError(f"eigen_smooth works on methods that weigh activations, and {method.title} does not")
 
 
-def _in_stages(graph: ir.Graph, scene: Scene, joined: int) -> tuple[dict[str, ir.Graph], Recipe | None]:
+def _in_stages(graph: ir.Graph, scene: Scene, spec: Spec, joined: int) -> tuple[dict[str, ir.Graph], Recipe | None]:
     """The graph whole, where one will do; else cut."""
     seams, batch = scene.seams, dims(scene.x)[0]
     if scene.varies and isinstance(batch, int) and batch != 1:
@@ -198,6 +206,8 @@ def _in_stages(graph: ir.Graph, scene: Scene, joined: int) -> tuple[dict[str, ir
             f"{scene.title} runs the model on variants of one image, and this one takes batches of exactly {batch}: "
             "export it with a free batch size, or with 1"
         )
+    if scene.varies:
+        _take_one_image(graph, spec)
     fits = seams.at_most is not None and seams.at_most <= joined and not (batch == 1 and seams.at_most > 1)
     if not seams.placeholders:
         return {"explain": graph}, None
@@ -205,6 +215,37 @@ def _in_stages(graph: ir.Graph, scene: Scene, joined: int) -> tuple[dict[str, ir
         join(graph, seams)
         return {"explain": graph}, None
     return cut(graph, seams, single=batch == 1)
+
+
+def _axes_note(output: ir.Value, score: ir.Value) -> list[str]:
+    """What was taken for the classes, where that is a guess."""
+    shape = dims(score)
+    if len(shape) <= 2:
+        return []
+    note = (
+        f"the output {output.name!r} has shape {list(shape)}: axis 1 was taken for the classes, and a class's score is "
+        "the sum over the axes behind it (is it boxes, a mask or text? pycam explains classes)"
+    )
+    return [note]
+
+
+def _take_one_image(graph: ir.Graph, spec: Spec) -> None:
+    """Let the inputs say that there is one image, where there are variants of it."""
+    for value in graph.inputs:
+        if value.name in (spec.batched or ()) and value.shape is not None:
+            value.shape = ir.Shape([1, *list(value.shape)[1:]])
+
+
+def _batch_axis(value: ir.Value, batch: int | str) -> int | None:
+    """Which axis of an output is the batch's; None: it has none.  The first, where nothing tells."""
+    shape = dims(value)
+    if value.shape is not None and not shape:
+        return None
+    if not shape or shape[0] == batch or "?" in (batch, shape[0]):
+        return 0
+    if batch in shape and not (batch == 1 and isinstance(shape[0], int)):
+        return shape.index(batch)
+    return None if isinstance(shape[0], int) else 0
 
 
 def _set_outputs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from .runtime.folder import read_folder, stage_files
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
 from .runtime.program import BATCH, Program, Staged, Whole
 from .runtime.session import make_session
-from .runtime.spec import Spec
+from .runtime.spec import ROUNDING, Spec
 
 if TYPE_CHECKING:
     import onnx
@@ -88,12 +89,12 @@ class Explainer:
         progress: bool = False,
         **options: Any,
     ) -> None:
+        if not isinstance(method, str):
+            raise MethodError(f"method={method!r}: give a name of `pycam.methods()`")
         if isinstance(model, (str, os.PathLike)):
             model = os.path.abspath(model)  # it may be read again, from wherever the process is then
-        if batch < 1:
-            raise InputError(f"batch={batch}: give the number of rows that may go through the model at once")
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
-        self._batch, self._progress = batch, show_progress if progress else None
+        self._batch, self._progress = _rows(batch), show_progress if progress else None
         self.aug_smooth = aug_smooth
         self._lock = threading.Lock()
         self._compile: dict[str, Any] | None = None
@@ -175,7 +176,7 @@ class Explainer:
         spec, outputs = self._run(feeds, targets)
         height, width = image.shape[2:] if spec.layout == "NCHW" else image.shape[1:3]
         raws = [outputs[name] for name in spec.raw]
-        shown = [raw - raw.min(axis=(2, 3), keepdims=True) for raw in raws] if spec.levels else raws
+        shown = [_from_minimum(raw) for raw in raws] if spec.levels else raws
         if self._head is not None:
             try:
                 heatmaps, flat = self._head.finish(shown, (height, width))
@@ -199,6 +200,7 @@ class Explainer:
             notes=spec.notes,
             labels=self.labels,
             extras={key: outputs[name] for key, name in spec.extras.items()},
+            objective=spec.objective,
         )
 
     def _run(
@@ -289,6 +291,29 @@ def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[s
     return {p.key: p.value for p in model.metadata_props}
 
 
+def _rows(batch: Any) -> int:
+    """`batch`, checked."""
+    try:
+        rows = 0 if isinstance(batch, bool) else operator.index(batch)
+    except TypeError:
+        rows = 0
+    if rows < 1:
+        raise InputError(f"batch={batch!r}: give the number of rows that may go through the model at once, 1 or more")
+    return rows
+
+
+def _plain(value: object) -> object:
+    """An option as it comes back from JSON."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _from_minimum(raw: NDArray[np.float32]) -> NDArray[np.float32]:
+    """See `head.graph.from_minimum`."""
+    lifted = raw - raw.min(axis=(2, 3), keepdims=True)
+    noise = np.abs(raw).max(axis=(2, 3), keepdims=True) * np.float32(ROUNDING)
+    return np.asarray(np.where(lifted.max(axis=(2, 3), keepdims=True) <= noise, 0, lifted), np.float32)
+
+
 def _not_finite(why: str) -> InputError:
     return InputError(f"the explanation is not finite ({why}): this input makes the model's numbers overflow")
 
@@ -328,7 +353,7 @@ def _check_exported(
         "method": same_method,
         "objective": objective in ("class", spec.objective),
         "eigen_smooth": not eigen_smooth or spec.eigen_smooth,
-        **{name: name in spec.options and spec.options[name] == value for name, value in options.items()},
+        **{name: name in spec.options and spec.options[name] == _plain(value) for name, value in options.items()},
     }
     wrong = [name for name, same in fine.items() if not same]
     if wrong:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
+LISTED = 1000
+"""Up to so many numbers of an extra are written out in `Explanation.to_dict`."""
 
 PIXEL_CLIP = 0.01
 """Share of the pixels that pictures of pixel attributions saturate."""
@@ -32,6 +34,7 @@ class Explanation:
         notes: What the compiler had to decide, in sentences.
         labels: Class names, () if the model carries none.
         extras: What the method returns besides the maps, by name; see its entry in `docs/methods.md`.
+        objective: What was differentiated: "class", "counterfactual" or "contrastive".
     """
 
     heatmaps: NDArray[np.float32]
@@ -45,6 +48,7 @@ class Explanation:
     notes: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     extras: dict[str, NDArray[Any]] = field(default_factory=dict)
+    objective: str = "class"
 
     def __repr__(self) -> str:
         n, k, height, width = self.heatmaps.shape
@@ -157,9 +161,13 @@ class Explanation:
         write(path, np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(n * height, k * width, 3)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays of maps, as plain Python values: for JSON."""
+        """Everything but the arrays of maps, as plain Python values: for JSON.
+
+        Extras of up to 1000 numbers are lists, with None for what is not finite; of others it says the shape.
+        """
         return {
             "method": self.method,
+            "objective": self.objective,
             "layer": self.layer,
             "provider": self.provider,
             "notes": list(self.notes),
@@ -167,4 +175,14 @@ class Explanation:
             "labels": [[self.label(n, k) for k in range(self.targets.shape[1])] for n in range(len(self.targets))],
             "flat": self.flat.tolist(),
             "boxes": self.boxes().tolist(),
+            "extras": {name: _plain(array) for name, array in self.extras.items()},
         }
+
+
+def _plain(array: NDArray[Any]) -> Any:
+    """A small array as lists, a large one as `{"shape": […]}`."""
+    if array.size > LISTED:
+        return {"shape": list(array.shape)}
+    values = array.astype(object)
+    values[~np.isfinite(array)] = None
+    return values.tolist()

@@ -135,10 +135,12 @@ def _sheet(body: Image.Image, colormap: str | None, caption: tuple[str, str], fo
 
 
 def _panel(image: Image.Image, title: str, subtitle: str) -> Image.Image:
-    """An image under its title, the subtitle right of it."""
+    """An image under its title, the subtitle right of it: in half the width, or in what a short title leaves."""
     width = max(image.width, _NARROWEST)
-    right = _text(subtitle, _NORMAL, _GREY, width // 2)
-    left = _text(title, _TITLE, _INK, width - right.width - (_GAP // 2 if subtitle else 0))
+    gap = _GAP // 2 if subtitle else 0
+    alone = _text(title, _TITLE, _INK, width)
+    right = _text(subtitle, _NORMAL, _GREY, max(width // 2, width - alone.width - gap))
+    left = _text(title, _TITLE, _INK, width - right.width - gap)
     heading = _blank(width, left.height)
     heading.paste(left, (0, 0))
     heading.paste(right, (width - right.width, _baseline(_TITLE) - _baseline(_NORMAL)))

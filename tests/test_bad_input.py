@@ -241,7 +241,7 @@ def test_a_layer_off_the_path(cnn: Net) -> None:
 
 
 def test_an_unknown_method(cnn: Net) -> None:
-    with pytest.raises(MethodError, match=r"no method 'gradcan'; there are cam, gradcam, .*hirescam"):
+    with pytest.raises(MethodError, match=r"no method 'gradcan'; nearest: gradcam, .*`pycam methods` lists them all"):
         pycam.Explainer(cnn(), method="gradcan")
 
 
@@ -627,3 +627,17 @@ def test_export_does_not_overwrite_the_model(cnn: Any, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is the model itself: write the explain graph somewhere else"):
         pycam.export(path, path)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ({"method": None}, MethodError, "method=None: give a name of"),
+        ({"layer": None}, LayerError, "layer=None: give a name, a list of names, or 'auto'"),
+        ({"layer": 3}, LayerError, "layer=3: give a name"),
+        ({"layer": [3]}, LayerError, "give a name, a list of names"),
+    ],
+)
+def test_names_that_are_none(cnn: Net, wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        pycam.Explainer(cnn(), **wrong)

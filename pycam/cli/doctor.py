@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from collections import Counter
 from importlib.metadata import PackageNotFoundError, version
 
 from pycam.errors import PycamError
 
+from .options import exported, refuse_exported
 from .table import table
 
 HELP = "check the installation, or whether a model can be explained"
@@ -51,6 +53,8 @@ def _heads() -> bool:
 def _model(model: str) -> bool:
     from pycam.explainer import Explainer
 
+    if os.path.isdir(model):
+        refuse_exported(model)
     try:
         explainer = Explainer(model)
         print(f"model: explained by {explainer.spec.method} at {explainer.spec.layer} on {explainer.provider}")
@@ -61,6 +65,9 @@ def _model(model: str) -> bool:
         print(f"model: {error}")
         healthy = False
     try:
+        if exported(model) is not None:
+            print("coverage: not of an exported explain graph, whose method and layer are built in")
+            return healthy
         _coverage(model)
     except PycamError as error:
         print(f"coverage: {error}")

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
+import re
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pycam.errors import InputError, OutputError, PycamError
+from pycam.errors import InputError, OutputError, PycamError, TargetError
 from pycam.progress import progress
 
+from . import timing, wording
 from .options import add_method_arguments, method_arguments
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from pycam.preprocess import Preprocess
 
 HELP = "explain photos"
-SECONDS = 0.5  # how long to measure a time
+_GUESSED = {1: "values from 0 to 1 were", 3: "ImageNet's mean and deviation were"}  # by channels, see `Preprocess`
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", help="ONNX model or exported explain graph (default: EfficientNet-Lite0, ships with pycam)"
     )
     add_method_arguments(parser)
-    parser.add_argument("--target", help="class number, label, or top1 … top16 (default: top3)")
+    parser.add_argument(
+        "--target",
+        action="append",
+        help="class number, numbers as 281,282, label, or top1 … top16; repeat for several (default: top3)",
+    )
     parser.add_argument(
         "--against", help="with --objective contrastive: the class to hold the target against (default: the next best)"
     )
@@ -60,9 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
     parser.add_argument("--labels", help="text file with one class name per line (default: those in the model)")
     parser.add_argument(
-        "--mean", type=float, nargs="+", help="per channel, of values 0–255 (default: as the model says)"
+        "--mean",
+        type=float,
+        nargs="+",
+        help="per channel, of values 0–255 (default: as the model says, else ImageNet's; 0 for grey pictures)",
     )
-    parser.add_argument("--std", type=float, nargs="+", help="per channel, of values 0–255")
+    parser.add_argument(
+        "--std",
+        type=float,
+        nargs="+",
+        help="per channel, of values 0–255 (default: as the model says, else ImageNet's; 255 for grey pictures)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per photo instead of text")
 
 
@@ -85,23 +96,25 @@ def run(arguments: argparse.Namespace) -> int:
         aug_smooth=arguments.aug_smooth,
         progress=not arguments.json,
         **({} if arguments.batch is None else {"batch": arguments.batch}),
-        **method_arguments(arguments),
+        **method_arguments(arguments, model),
     )
     if arguments.labels:
         explainer.labels = _read_labels(arguments.labels)
     pre = _preprocess(preprocess_of(explainer), arguments.mean, arguments.std)
+    notes = _guesses(explainer, pre, arguments)
     if not arguments.json:
-        for note in explainer.spec.notes:
+        for note in (*explainer.spec.notes, *notes):
             print(f"note: {note}")
     failed = 0
     for path, out in progress(list(zip(images, outs, strict=True))):
         try:
-            report = _explain(path, out, explainer, pre, arguments, model if len(images) == 1 else None)
+            report, text = _explain(path, out, explainer, pre, arguments, model if len(images) == 1 else None)
         except PycamError as error:
             failed += 1
             print(f"pycam: {path}: {error}", file=sys.stderr)
             continue
-        print(json.dumps(report) if arguments.json else _text(report), flush=True)
+        report["notes"] += notes
+        print(json.dumps(report) if arguments.json else text, flush=True)
     if failed and len(images) > 1:
         print(f"pycam: {failed} of {len(images)} photos failed", file=sys.stderr)
     return 1 if failed else 0
@@ -114,21 +127,20 @@ def _explain(
     pre: Preprocess,
     arguments: argparse.Namespace,
     timed: Any,
-) -> dict[str, Any]:
-    """Explain one photo, write its picture, and report; `timed`: the model to measure beside it, or None."""
+) -> tuple[dict[str, Any], str]:
+    """Explain one photo, write its picture, and report, for JSON and as text.
+
+    `timed`: the model to measure beside it, or None.
+    """
     from pycam.api import feed
     from pycam.image import crop, read, write
     from pycam.picture import picture
 
     photo = crop(read(path), pre)
     x = feed(explainer, photo, pre)
-    forward = _forward_ms(timed, explainer, x, arguments) if timed is not None else None
-    start = time.perf_counter()
-    target = arguments.target or ("top3" if explainer.spec.targeted else None)
-    result = explainer(x, target, arguments.against)
-    taken = 1e3 * (time.perf_counter() - start)
-    if timed is not None and taken < 1e3 * SECONDS:  # else once is enough
-        taken = _median_ms(lambda: explainer(x))
+    target = _targets(arguments.target, explainer)
+    forward, why = timing.forward_ms(timed, explainer, x, arguments) if timed is not None else (None, "")
+    result, taken = timing.timed(lambda: explainer(x, target, arguments.against), again=timed is not None)
     times = {"explanation": taken} | ({"forward": forward} if forward is not None else {})
     scores = _scores(explainer, result)
     report: dict[str, Any] = {
@@ -136,38 +148,49 @@ def _explain(
         "picture": str(out),
         "top": _top(explainer, scores),
     } | result.to_dict()
-    report["times_ms"] = times
     shown = list(range(result.targets.shape[1]))
+    report["options"] = dict(explainer.spec.options)
+    if "against" in result.extras:
+        report["against"] = [[wording.rival(result, k) for k in shown]]
+    report["notes"] += [why] if why else []
+    report["times_ms"] = times
     write(
         out,
         picture(
             photo,
             result.overlay(photo[None], arguments.colormap, arguments.alpha)[0],
-            [result.label(0, k) for k in shown],
+            [wording.title(result, k) for k in shown],
             [_subtitle(scores, result, k) for k in shown],
             colormap=arguments.colormap,
+            caption=wording.CAPTIONS[result.objective],
             footer=" · ".join(
                 [
-                    *filter(None, [result.method, result.layer]),
+                    *filter(None, [result.method, result.layer, wording.objective(result)]),
                     result.provider.removesuffix("ExecutionProvider"),
-                    *_timing(times),
+                    *timing.words(times),
                 ]
             ),
             photo_title=path.name,
         ),
     )
-    return report
+    return report, _text(report, result, why)
 
 
-def _text(report: dict[str, Any]) -> str:
+def _text(report: dict[str, Any], result: Explanation, why: str) -> str:
+    """The report for people; `why`: what kept the forward pass from being timed."""
     top = [f"  {p:6.1%}  {label}" if 0 <= p <= 1 else f"  {p:8.3f}  {label}" for label, p in report["top"]]
-    flat = [label for label, f in zip(report["labels"][0], report["flat"][0], strict=True) if f]
+    shown = range(result.targets.shape[1])
+    aim = wording.objective(result)
+    concepts = [(wording.title(result, k), wording.concept_score(result, k)) for k in shown]
     lines = [
         report["photo"],
         *top,
-        f"  method {', '.join(filter(None, [report['method'], _at(report['layer']), report['provider']]))}",
-        *(f"  {line}" for line in _timing(report["times_ms"])),
-        *(f"  flat: nothing in the photo speaks for {label!r} at this layer" for label in flat),
+        f"  method {', '.join(filter(None, [result.method, _at(result.layer), result.provider]))}",
+        *([f"  objective {aim}"] if aim else []),
+        *(f"  {line}" for line in timing.words(report["times_ms"])),
+        *([f"  {why}"] if why else []),
+        *(f"  {title} (score {score:.3g})" for title, score in concepts if score is not None),
+        *(f"  flat: {wording.flat(result, k)}" for k in shown if result.flat[0, k]),
         f"  wrote {report['picture']}",
     ]
     return "\n".join(lines)
@@ -177,15 +200,11 @@ def _at(layer: str) -> str:
     return f"layer {layer}" if layer else ""
 
 
-def _timing(times: dict[str, float]) -> list[str]:
-    explain = f"explanation {times['explanation']:.2f} ms"
-    if "forward" not in times:
-        return [explain]
-    return [f"forward {times['forward']:.2f} ms", f"{explain} ({times['explanation'] / times['forward']:.2f}×)"]
-
-
 def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
-    note = "nothing speaks for it" if result.flat[0, k] else ""
+    note = wording.flat_shortly(result) if result.flat[0, k] else ""
+    value = wording.concept_score(result, k)
+    if value is not None:
+        return " · ".join(filter(None, [f"score {value:.3g}", note]))
     if scores is None:
         return note
     value = float(scores[int(result.targets[0, k])])
@@ -212,38 +231,27 @@ def _top(explainer: Explainer, scores: NDArray[Any] | None, count: int = 5) -> l
     return [(labels[i] if i < len(labels) else f"class {i}", float(scores[i])) for i in order]
 
 
-def _median_ms(call: Callable[[], Any]) -> float:
-    """Median time of a call in milliseconds, over about SECONDS, after one to warm up."""
-    call()
-    taken: list[float] = []
-    end = time.perf_counter() + SECONDS
-    while not taken or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        taken.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(taken)
+def _targets(given: Sequence[str] | None, explainer: Explainer) -> Any:
+    """Every --target, as one row: numbers, a label, or "top3".
 
-
-def _forward_ms(model: Any, explainer: Explainer, x: Any, arguments: argparse.Namespace) -> float | None:
-    """The plain forward pass, to compare with; None where only the explain graph is at hand.
-
-    Its session must be gone before the explanation is timed, and come before it: the idle threads of one session go on
-    spinning for a while and take the core from the other's.
+    Raises:
+        TargetError: see `check_targets`; or a rank beyond its reach.
     """
-    from pycam.compile import forward_model
-    from pycam.runtime.metadata import read_metadata
-    from pycam.runtime.session import make_session
-    from pycam.runtime.spec import KEY
+    from pycam.runtime.feeds import DEEPEST, check_targets
 
-    if (
-        (isinstance(model, (str, os.PathLike)) and os.path.isdir(model))
-        or KEY in read_metadata(model)
-        or len(explainer.inputs) > 1
-    ):
-        return None
-    proto, folder = forward_model(model)
-    session = make_session(proto.SerializeToString(), arguments.provider, arguments.threads, folder)
-    return _median_ms(lambda: session.run(None, {explainer.spec.image: x}))
+    if given is None:
+        return "top3" if explainer.spec.targeted else None
+    if not explainer.spec.targeted:
+        return given[0]  # the explainer says that it takes none
+    row: list[int] = []
+    for text in given:
+        rank = re.fullmatch("top([0-9]+)", text)
+        if rank and not 1 <= int(rank[1]) <= DEEPEST:
+            raise TargetError(f"--target {text}: give top1 … top{DEEPEST}")
+        several = re.fullmatch(r"\s*-?[0-9]+(\s*,\s*-?[0-9]+)+\s*", text)
+        for part in text.split(",") if several else [text]:
+            row += check_targets(part.strip(), 1, explainer.spec.classes, explainer.labels)[0].tolist()
+    return np.array([row], dtype=np.int64)
 
 
 def _plan_outputs(images: Sequence[Path], out: str | None) -> list[Path]:
@@ -277,3 +285,12 @@ def _preprocess(pre: Preprocess, mean: Sequence[float] | None, std: Sequence[flo
     channels = len(pre.channels)
     changes = {name: tuple(v) * (channels if len(v) == 1 else 1) for name, v in (("mean", mean), ("std", std)) if v}
     return replace(pre, **changes)  # type: ignore[arg-type]
+
+
+def _guesses(explainer: Explainer, pre: Preprocess, arguments: argparse.Namespace) -> list[str]:
+    """What neither the model nor the flags say, and had to be assumed."""
+    if explainer.preprocess is not None or (arguments.mean and arguments.std):
+        return []
+    missing = [f"--{name}" for name in ("mean", "std") if not getattr(arguments, name)]
+    guess = f"{_GUESSED[len(pre.channels)]} assumed ({', '.join(missing)})"
+    return [f"the model does not say how pictures are prepared: {guess}"]

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from .options import refuse_exported
 from .table import table
 
 HELP = "list the layers of a model that can be explained"
@@ -22,7 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table."""
     from pycam.api import DEFAULT_MODEL, layers
 
-    found = layers(arguments.model or DEFAULT_MODEL, arguments.output)
+    model = arguments.model or DEFAULT_MODEL
+    refuse_exported(model)
+    found = layers(model, arguments.output)
     if arguments.json:
         print(json.dumps([asdict(layer) for layer in found]))
         return 0

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from pycam.errors import InputError
+from pycam.errors import InputError, MethodError, ModelError
+
+if TYPE_CHECKING:
+    from pycam.runtime.spec import Spec
+
+_PYTHON = {"True": "true", "False": "false", "None": "null"}  # as JSON spells them
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare them."""
     parser.add_argument("--method", default="gradcam", help="see `pycam methods` (default: gradcam)")
     parser.add_argument(
-        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the method, see `pycam methods`"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the method, see `pycam methods NAME`; a list as [28,56]; repeat for several",
     )
     parser.add_argument(
-        "--layer", action="append", help="see `pycam layers`; repeat to average several (default: auto)"
+        "--layer",
+        action="append",
+        help="see `pycam layers`; repeat to average several (methods that look at one layer take one) (default: auto)",
     )
     parser.add_argument("--output", help="the model output to explain (default: the first)")
     parser.add_argument(
@@ -31,11 +45,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def method_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+def method_arguments(arguments: argparse.Namespace, model: Any) -> dict[str, Any]:
     """They as keyword arguments of `Explainer` and `export`.
 
     Raises:
-        InputError: an --option that is not NAME=VALUE.
+        InputError: an --option that is not NAME=VALUE, or given twice.
+        MethodError: an --option that the method does not have.
     """
     return {
         "method": arguments.method,
@@ -43,15 +58,70 @@ def method_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
         "output": arguments.output,
         "objective": arguments.objective,
         "eigen_smooth": arguments.eigen_smooth,
-        **dict(_option(text) for text in arguments.option),
+        **_options(arguments.option, arguments.method, model),
     }
+
+
+def exported(model: Any) -> Spec | None:
+    """What an exported explain graph says about itself, a file or a folder; None for a model.
+
+    Raises:
+        ModelError: the file cannot be read.
+    """
+    from pycam.runtime.folder import read_folder
+    from pycam.runtime.metadata import read_metadata
+    from pycam.runtime.spec import Spec
+
+    return Spec.from_metadata(read_folder(model) if os.path.isdir(model) else read_metadata(model))
+
+
+def refuse_exported(model: Any) -> None:
+    """Raise ModelError where `model` is an explain graph: what asks about layers and ops wants the model itself."""
+    spec = exported(model)
+    if spec is not None:
+        built = f"{spec.method}{f' at {spec.layer}' if spec.layer else ''}"
+        raise ModelError(
+            f"{os.fspath(model)!r} is an exported explain graph ({built} is built in): "
+            "give the model that it was made from"
+        )
+
+
+def _options(texts: Sequence[str], method: str, model: Any) -> dict[str, Any]:
+    """The --options, by name: of the method, and nothing else that a keyword may mean."""
+    options: dict[str, Any] = {}
+    for text in texts:
+        name, value = _option(text)
+        if name in options:
+            raise InputError(f"--option {name} is given twice: give it once")
+        options[name] = value
+    if not options:
+        return {}
+    owner, known = _known(method, model)
+    for name in options:
+        if name not in known:
+            listed = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "none"
+            raise MethodError(f"the method {owner!r} has no option {name!r}; its options: {listed}")
+    return options
+
+
+def _known(method: str, model: Any) -> tuple[str, Mapping[str, Any]]:
+    """The method's name and its options, of an exported graph without the compiler."""
+    spec = exported(model)
+    if spec is not None:
+        return spec.method, spec.options
+    from pycam.method import get
+
+    found = get(method)
+    return found.name, found.options
 
 
 def _option(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not (name.isidentifier() and equals and value):
         raise InputError(f"--option {text!r}: write NAME=VALUE, as in --option samples=500")
+    if re.fullmatch(r"\s*[-\d.]+(\s*,\s*[-\d.]+)+\s*", value):
+        raise InputError(f"--option {text!r}: write a list in brackets, as in --option '{name}=[{value.strip()}]'")
     try:
-        return name, json.loads(value.lower() if value in ("True", "False") else value)
+        return name, json.loads(_PYTHON.get(value, value))
     except ValueError:
         return name, value

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pycam.errors import BatchAxisError, InputError, UnsupportedOpError
 from pycam.graph.builder import Builder
-from pycam.graph.depend import batched_values
+from pycam.graph.depend import batched_inputs, batched_values
 from pycam.graph.quantised import carries_nothing, is_quantised
 from pycam.graph.shapes import infer, reads
 
@@ -57,7 +57,9 @@ def differentiate(
                 f"{describe(moving)} moves the batch axis, so several targets cannot share one pass: "
                 "compile for one target per image"
             )
-    batched = batched_values(g.graph.inputs, list(g.graph))  # all: rules read outputs of composite nodes too
+    batched = batched_values(
+        batched_inputs(g.graph.inputs), list(g.graph)
+    )  # all: rules read outputs of composite nodes too
     repeat = Repeat(g, count, batched)
     grads: dict[ir.Value, ir.Value] = {}
 

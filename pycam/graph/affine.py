@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from pycam.grad.reverse import between
 
-from .depend import depending, needed, reads_value
+from .depend import OF_SHAPE, depending, needed, reads_value
 from .quantised import is_quantised
 
 
@@ -21,14 +21,9 @@ def is_affine(layer: ir.Value, score: ir.Value, gradient: ir.Value, fixed: Colle
     """
     assert isinstance(layer.graph, ir.Graph)
     nodes = list(layer.graph)
-    behind = depending(nodes, [layer])
     if reads_value(gradient, {layer}, fixed):
         return False
-    tail = {n for n in needed(nodes, [score], [layer]) if any(y in behind for y in n.outputs)}
+    behind = depending([n for n in nodes if n.op_type not in OF_SHAPE], [layer])
     exact = set(between(nodes, [layer], [score]).nodes)
-    by_shape = depending(nodes, [n.outputs[0] for n in nodes if n.op_type in ("Shape", "Size")])
-    return all(
-        (n in exact and not any(is_quantised(y) for y in n.outputs)) or all(y in by_shape for y in n.outputs)
-        for n in tail
-        if n.op_type not in ("Shape", "Size")
-    )
+    tail = (n for n in needed(nodes, [score], [layer]) if any(y in behind for y in n.outputs))
+    return all(n in exact and not any(is_quantised(y) for y in n.outputs) for n in tail)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import onnx_ir as ir
 
-from .builder import Builder
-from .depend import batched_values, depending, needed
-from .shapes import reads
+from pycam.errors import MethodError
 
-_OF_SHAPE = ("Shape", "Size")
+from .builder import Builder
+from .depend import OF_SHAPE, batched_inputs, batched_values, depending, needed
+from .shapes import reads
 
 
 def clone(
@@ -35,21 +35,21 @@ def clone(
     wanted_nodes = needed(every, wanted, given)
     nodes = [n for n in every if n in wanted_nodes]
     moved = depending(nodes, given)
-    batched = batched_values(g.graph.inputs, every)
+    batched = batched_values(batched_inputs(g.graph.inputs), every)
     sized = _sized(nodes, batched)
     copied = [n for n in nodes if any(y in moved or y in sized for y in n.outputs)]
     made = {y for n in copied for y in n.outputs}
     outside = list(dict.fromkeys(x for n in copied for x in reads(n) if x not in made and x not in given))
     names = {d: g.fresh("rows") for d in _symbols([*made, *given, *outside])}
-    batch = {_first(x) for x in given}
-    names |= dict.fromkeys((d for d in batch if isinstance(d, str)), "variants")
+    batch = {d for x in given if isinstance(d := _first(x), str)}
+    names |= dict.fromkeys(batch, "variants")
     result = dict(given)
     for old, new in given.items():
         if new.shape is None and old.shape is not None:
             new.shape = _renamed(old.shape, names)
     for x in outside:
         if x in batched:
-            result[x] = _repeated(g, x, rows, names)
+            result[x] = _repeated(g, x, rows, names, batch)
     for node in copied:
         for old, y in zip(node.outputs, _copy(g, node, result).outputs, strict=True):
             y.type = old.type
@@ -57,7 +57,7 @@ def clone(
             result[old] = y
     for y in wanted:
         if y not in result:
-            result[y] = _repeated(g, y, rows, names)
+            result[y] = _repeated(g, y, rows, names, batch)
     return result
 
 
@@ -65,7 +65,7 @@ def _sized(nodes: Sequence[ir.Node], batched: frozenset[ir.Value]) -> set[ir.Val
     """The values that are computed from sizes of batched values, and constants, alone."""
     sized: set[ir.Value] = set()
     for node in nodes:
-        if node.op_type in _OF_SHAPE and node.inputs[0] in batched:
+        if node.op_type in OF_SHAPE and node.inputs[0] in batched:
             sized.update(node.outputs)
             continue
         varying = [x for x in reads(node) if x.const_value is None]
@@ -90,10 +90,17 @@ def _copy(g: Builder, node: ir.Node, values: Mapping[ir.Value, ir.Value]) -> ir.
     return new
 
 
-def _repeated(g: Builder, x: ir.Value, rows: ir.Value, names: Mapping[str, str]) -> ir.Value:
+def _repeated(
+    g: Builder, x: ir.Value, rows: ir.Value, names: Mapping[str, str], batch: Collection[int | str | None]
+) -> ir.Value:
     rank = len(x.shape) if x.shape is not None else 0
     if rank == 0:
         return x
+    if _first(x) not in batch and any(d in batch for d in _dims(x)[1:]):
+        raise MethodError(
+            f"what lies behind the layer also reads {x.name!r}, {_dims(x)}, whose batch axis is not the first, so it "
+            "cannot be repeated for the variants: choose a layer that everything leads through, see `pycam layers`"
+        )
     wide = g.Expand(x, g.Concat(rows, [1] * (rank - 1), axis=0) if rank > 1 else rows)
     assert x.shape is not None
     rest = [d if isinstance(d, int) else names.get(d.value or "", None) for d in list(x.shape)[1:]]
@@ -106,8 +113,11 @@ def _symbols(values: Sequence[ir.Value]) -> set[str]:
 
 
 def _first(value: ir.Value) -> int | str | None:
-    dim = value.shape[0] if value.shape else None
-    return dim if isinstance(dim, int) or dim is None else dim.value
+    return _dims(value)[0] if value.shape else None
+
+
+def _dims(value: ir.Value) -> list[int | str | None]:
+    return [d if isinstance(d, int) else d.value for d in value.shape or ()]
 
 
 def _renamed(shape: ir.Shape, names: Mapping[str, str]) -> ir.Shape:

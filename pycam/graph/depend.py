@@ -8,7 +8,8 @@ import onnx_ir as ir
 
 from .shapes import reads
 
-_OF_SHAPE = ("Shape", "Size")
+OF_SHAPE = ("Shape", "Size")
+"""Ops that read no number of their input."""
 
 
 def depending(nodes: Sequence[ir.Node], on: Iterable[ir.Value]) -> set[ir.Value]:
@@ -31,11 +32,34 @@ def needed(nodes: Sequence[ir.Node], wanted: Iterable[ir.Value], given: Collecti
     return found
 
 
+def batched_inputs(inputs: Iterable[ir.Value]) -> list[ir.Value]:
+    """The inputs whose first axis is that of the image's batch; the others are settings, the same for all images.
+
+    A setting has no axes, or a first one of a fixed size that the batch has not; a row of one number, too, is one
+    beside a batch of one.  The image is the first input of rank 4.
+    """
+    every = list(inputs)
+    image = next((v for v in every if v.shape is not None and len(v.shape) == 4), None)
+    if image is None or image.shape is None:
+        return every
+    batch = image.shape[0]
+
+    def follows(v: ir.Value) -> bool:
+        if v.shape is None:
+            return True
+        if not len(v.shape):
+            return False
+        first = v.shape[0]
+        return not isinstance(first, int) or (first == batch and (len(v.shape) > 1 or first != 1))
+
+    return [v for v in every if follows(v)]
+
+
 def batched_values(inputs: Iterable[ir.Value], nodes: Sequence[ir.Node]) -> frozenset[ir.Value]:
     """The values with a batch axis: those computed from the inputs, but not from shapes alone."""
     batched = set(inputs)
     for node in nodes:
-        if node.op_type not in _OF_SHAPE and any(x in batched for x in reads(node)):
+        if node.op_type not in OF_SHAPE and any(x in batched for x in reads(node)):
             batched.update(node.outputs)
     return frozenset(batched)
 
@@ -51,7 +75,7 @@ def reads_value(value: ir.Value, sources: Collection[ir.Value], besides: Collect
         if x in sources:
             return True
         node = x.producer()
-        if node is None or node in seen or node.op_type in _OF_SHAPE:
+        if node is None or node in seen or node.op_type in OF_SHAPE:
             continue
         seen.add(node)
         waiting += reads(node)

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pycam.graph.builder import Builder, constant_of
+from pycam.runtime.spec import ROUNDING
 
 _AXES = [-2, -1]
 EPSILON = 1e-7
@@ -39,12 +40,18 @@ def heatmaps(
 
 
 def from_minimum(g: Builder, x: ir.Value) -> ir.Value:
-    """Each map less its minimum."""
+    """Each map, of levels of a score, less its minimum; 0 where it differs by rounding alone."""
+    lifted = _lifted(g, x)
+    noise = g.Mul(g.ReduceMax(g.Abs(x), _AXES, keepdims=1), ROUNDING)
+    return g.Where(g.LessOrEqual(g.ReduceMax(lifted, _AXES, keepdims=1), noise), 0.0, lifted)
+
+
+def _lifted(g: Builder, x: ir.Value) -> ir.Value:
     return g.Sub(x, g.ReduceMin(x, _AXES, keepdims=1))
 
 
 def _min_max(g: Builder, x: ir.Value) -> ir.Value:
-    lifted = from_minimum(g, x)
+    lifted = _lifted(g, x)
     return g.Div(lifted, g.Add(g.ReduceMax(lifted, _AXES, keepdims=1), EPSILON))
 
 

@@ -44,7 +44,7 @@ def ablationcam(s: Scene) -> ir.Value:
     da = s.affine(layer) if layer is s.layer else None
     if da is not None:  # then y_c = y + Σ g·(fill − A) over the channel's positions
         drop = g.ReduceSum(g.Mul(s.split(da, a), g.Sub(a, fill)), POSITIONS, keepdims=1)
-        return weighted(s, a, g.Div(drop, y), per_channel=True)
+        return weighted(s, a, _share(s, drop, y), per_channel=True)
     others = [i for i in range(rank) if i != axis]
     there = [g.Equal(reduce(v, others, keepdims=1), fill) for reduce in (g.ReduceMin, g.ReduceMax)]
     channels = distinct(s, g.Reshape(g.And(*there), [-1]), dims(v)[axis])  # one that holds `fill` alone loses nothing
@@ -53,4 +53,11 @@ def ablationcam(s: Scene) -> ir.Value:
     varied = g.Cast(ablated, to=layer.dtype) if layer.dtype != v.dtype else ablated
     left = g.Gather(s.stack(s.run({layer: varied}).y), channels.slots, axis=0)  # (C, K)
     scores = g.Unsqueeze(g.Transpose(left, perm=[1, 0]), [1, 3, 4])  # (K, 1, C, 1, 1)
-    return weighted(s, a, g.Div(g.Sub(y, scores), y), per_channel=True)
+    return weighted(s, a, _share(s, g.Sub(y, scores), y), per_channel=True)
+
+
+def _share(s: Scene, drop: ir.Value, y: ir.Value) -> ir.Value:
+    """`drop/y`; 0 where `y` is 0, of which nothing is a share: the map is flat."""
+    g = s.g
+    nothing = g.Equal(y, 0.0)
+    return g.Where(nothing, g.constant(0.0, y.dtype), g.Div(drop, g.Where(nothing, g.constant(1.0, y.dtype), y)))

@@ -12,6 +12,7 @@ from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
 from pycam.runtime.noise import draw
 
+from .checks import check_seed
 from .combine import for_all_targets, projected, weighted
 from .registry import POSITIONS, method, weighting
 from .scene import Scene
@@ -48,7 +49,12 @@ def kpcacam(s: Scene) -> Sequence[ir.Value]:
     per_channel=True,
 )  # fmt: skip
 def fem(g: Builder, a: ir.Value, da: None, *, k: float = 2.0) -> ir.Value:
-    """`w = mean_ij [A > μ + k·σ]`, μ and σ (of the population) those of the channel.  The same for all targets."""
+    """`w = mean_ij [A > μ + k·σ]`, μ and σ (of the population) those of the channel.  The same for all targets.
+
+    Options:
+        k: Deviations above the mean from which on an activation is rare; 2 as in the paper, 1 to 3 are sensible.  Costs
+            nothing.
+    """
     rest = g.Sub(a, g.ReduceMean(a, POSITIONS, keepdims=1))
     sigma = g.Sqrt(g.ReduceMean(g.Mul(rest, rest), POSITIONS, keepdims=1))
     rare = g.Cast(g.Greater(rest, g.Mul(sigma, float(k))), to=ir.DataType.FLOAT)
@@ -63,9 +69,12 @@ def mean_activation(s: Scene) -> Sequence[ir.Value]:
 
 @method("random", "Random weights", "", cost="1 forward", layers="many", weighs=True)
 def random(s: Scene, *, seed: int = 0) -> Sequence[ir.Value]:
-    """`w` uniform in [−1, 1], drawn once per channel: the baseline that a metric needs.  The same for all targets."""
-    if seed < 0:
-        raise MethodError(f"seed={seed}: give 0 or more")
+    """`w` uniform in [−1, 1], drawn once per channel: the baseline that a metric needs.  The same for all targets.
+
+    Options:
+        seed: Of the weights, 0 … 2⁶⁴ − 1: average a metric over several.
+    """
+    check_seed(seed)
     g, maps = s.g, []
     for i, layer in enumerate(s.layers):
         channels = dims(layer)[1]

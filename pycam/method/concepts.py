@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import onnx_ir as ir
 
 from pycam.errors import MethodError
-from pycam.graph.depend import batched_values, depending, needed
+from pycam.graph.depend import batched_inputs, batched_values, depending, needed
 from pycam.graph.locate import dims
 from pycam.graph.shapes import reads
 from pycam.runtime.algebra import check_installed
@@ -31,6 +31,12 @@ def dff(s: Scene, *, components: int = 5, seed: int = 0, iterations: int = 200) 
     Concepts come in the order of what they explain of `A`; `targets` says the class with the highest score for each,
     and `extras["concepts"]` (N, components, classes) all scores: the model's where the layer holds the concept's
     features at every position.
+
+    Options:
+        components: How many concepts, and maps; 3 to 10 are sensible.  A pass of the tail each, and the factorisation
+            grows with them.
+        seed: Of its random start, 0 … 2³² − 1: another may find other concepts.
+        iterations: Of it at most; scikit-learn warns where they do not suffice, then raise it.
     """
     for name, value in {"components": components, "iterations": iterations}.items():
         if value < 1:
@@ -40,8 +46,16 @@ def dff(s: Scene, *, components: int = 5, seed: int = 0, iterations: int = 200) 
     if s.objective.name != "class":
         raise MethodError(f"{s.title} finds what it explains: objective={s.objective.name!r} does not apply")
     check_installed(["nmf"])
+    if isinstance(dims(s.x)[0], int) and dims(s.x)[0] != 1:
+        raise MethodError(
+            f"{s.title} runs the model on its concepts, and this one takes batches of exactly {dims(s.x)[0]}: "
+            "export it with a free batch size, or with 1"
+        )
     g, layer = s.g, s.layer
     _check_alone(s, layer)
+    channels = dims(layer)[1]
+    if isinstance(channels, int) and components > channels:
+        raise MethodError(f"components={components}: the layer {layer.name!r} has {channels} channels, give fewer")
     a = s.read(layer)
     n, c, *positions = (None if d == "?" else d for d in dims(a))
     maps, concepts = s.host(
@@ -71,7 +85,7 @@ def _check_alone(s: Scene, layer: ir.Value) -> None:
     nodes = list(s.g.graph)
     behind = depending(nodes, [layer])
     tail = [n for n in needed(nodes, [s.score], [layer]) if any(y in behind for y in n.outputs)]
-    beside = _values(tail, batched_values(s.g.graph.inputs, nodes)) - behind
+    beside = _values(tail, batched_values(batched_inputs(s.g.graph.inputs), nodes)) - behind
     if beside:
         name = min(value.name or "" for value in beside)
         raise MethodError(

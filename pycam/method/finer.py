@@ -27,7 +27,12 @@ from .scene import Scene
     weighs=True,
 )
 def finercam(s: Scene, *, alpha: float = 1.0, references: int = 3) -> Sequence[ir.Value]:
-    """Grad-CAM of `y = Σ_i p_i(z_t − α·z_i)/(Σ_i p_i + 1e-9)`, `p = softmax(z)`, `i` the classes nearest in score."""
+    """Grad-CAM of `y = Σ_i p_i(z_t − α·z_i)/(Σ_i p_i + 1e-9)`, `p = softmax(z)`, `i` the classes nearest in score.
+
+    Options:
+        alpha: How much of what the others share is taken away: 0 is Grad-CAM, 1 the difference; 0.5 to 1 are sensible.
+        references: How many of the nearest classes the target is held against, 1 or more; they cost nothing.
+    """
     if s.objective.name != "class":
         raise MethodError(
             f"{s.title} has an objective of its own, and objective={s.objective.name!r} was asked for: "

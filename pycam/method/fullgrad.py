@@ -69,6 +69,8 @@ def _biases(s: Scene) -> Iterator[tuple[ir.Value, ir.Value]]:
             gamma, beta, mean, variance = (s.read(x) for x in inputs[1:5] if x is not None)
             deviation = g.Sqrt(g.Add(variance, node.attributes.get_float("epsilon", 1e-5)))
             bias = g.Sub(beta, g.Div(g.Mul(mean, gamma), deviation))
+        elif node.op_type == "Add" and (added := _of_channels(node)) is not None:
+            bias = s.read(added)
         else:
             continue
         found = dims(value)
@@ -79,6 +81,19 @@ def _biases(s: Scene) -> Iterator[tuple[ir.Value, ir.Value]]:
                 f"FullGrad needs one row per image in every layer, and {value.name!r} has {found[0]} for {rows} images"
             )
         yield value, bias
+
+
+def _of_channels(node: ir.Node) -> ir.Value | None:
+    """The constant (C, 1, 1) or (1, C, 1, 1) that a node adds to what a convolution or norm made: a bias spelt out."""
+    for x, constant in (node.inputs, list(node.inputs)[::-1]):
+        maker = x.producer() if x is not None else None
+        if constant is None or constant.const_value is None or maker is None or len(dims(node.outputs[0])) != 4:
+            continue
+        sizes = dims(constant)
+        per_channel = sizes[-3:] == (dims(node.outputs[0])[1], 1, 1) and sizes[:-3] in ((), (1,))
+        if per_channel and maker.op_type in ("Conv", "BatchNormalization", "Mul"):
+            return constant
+    return None
 
 
 def _of_bias(s: Scene, grad: ir.Value, bias: ir.Value) -> ir.Value:

@@ -33,6 +33,12 @@ def rise(s: Scene, *, samples: int = 2000, cells: int = 8, probability: float = 
 
     The bits are `u < probability`, and a shift, down and then right, `int(u·cell)`, of uniform numbers `u` of two
     streams of the seed (`runtime.noise.draw`).
+
+    Options:
+        samples: Masks, a forward pass each; the error falls with their root: 500 for a first look, then 2000 to 8000.
+        cells: Of the grid along a side: more find smaller things, and need more samples; 4 to 16 are sensible.
+        probability: That a cell is kept, above 0, at most 1: lower where a class needs little to be seen; 0.1 to 0.5.
+        seed: Of the masks, 0 … 2⁶⁴ − 1.
     """
     at_least("samples", samples, 1)
     at_least("cells", cells, 1)
@@ -75,8 +81,11 @@ def occlusion(s: Scene, *, window: Any = None, stride: Any = None, baseline: flo
     As captum's with a window over all channels: windows lie `stride` apart, the last of a row or column is cut at the
     border.
 
-    `window`, `stride`: pixels, one number or [rows, columns]; None: an eighth of the image, and half a window.
-    `baseline`: the value put in, as the model takes it (normalised: 0 is the mean colour).
+    Options:
+        window: Pixels, one number or [rows, columns]; None: an eighth of the image.  About the size of what is looked
+            for: a smaller one may hide too little to change the score.
+        stride: Pixels, as `window`, and at most that; None: half a window.  Half of it costs four times as many passes.
+        baseline: The value put in, as the model takes it (normalised: 0 is the mean colour).
     """
     if not math.isfinite(baseline):
         raise MethodError(f"baseline={baseline}: give the value of a pixel, a finite number")

@@ -102,7 +102,8 @@ def deconvnet(s: Scene) -> ir.Value:
 def guided_gradcam(s: Scene, *, interpolation: str = "bilinear") -> ir.Value:
     """Attributions: Guided Backpropagation `⊙ resize(relu(Grad-CAM))`, as captum's; raw map `max_c |·|`.
 
-    `interpolation`: "bilinear", as in the paper, or "nearest", captum's default.
+    Options:
+        interpolation: Of the resize: "bilinear", as in the paper, or "nearest", captum's default.
     """
     g = s.g
     if interpolation not in _INTERPOLATIONS:

@@ -33,6 +33,10 @@ def reciprocam(s: Scene, *, gaussian: bool = True, class_token: bool = True) -> 
     As openvino_xai's, whose form for features keeps one position alone (`gaussian=False`) and whose form for tokens
     (ViTReciproCAM) keeps the special tokens whole (`class_token`; else they are 0) and masks what the norm behind the
     tokens makes of them, in place of the norm of what is masked.
+
+    Options:
+        gaussian: Whether a position's neighbours stay as well, weaker: a smoother map at the same cost.
+        class_token: Whether class and register tokens stay; without effect where there are none.
     """
     g, layer = s.g, s.layer
     a, found = s.read(layer), placed(layer)

@@ -10,9 +10,12 @@ the end: −3 is channels, −2 and −1 are positions.  Summing over channels, 
 from __future__ import annotations
 
 import inspect
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
 
 from pycam.errors import MethodError, nearest
 
@@ -151,10 +154,12 @@ def get(name: str) -> Method:
     Raises:
         MethodError: there is none.
     """
+    if not isinstance(name, str):
+        raise MethodError(f"method={name!r}: give a name of `pycam.methods()`")
     for known, found in METHODS.items():
         if _plain(known) == _plain(name):
             return found
-    raise MethodError(f"no method {name!r}; there are {nearest(name, METHODS, count=len(METHODS))}")
+    raise MethodError(f"no method {name!r}; nearest: {nearest(name, METHODS)}. `pycam methods` lists them all")
 
 
 def check_options(found: Method, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,10 +173,27 @@ def check_options(found: Method, options: Mapping[str, Any]) -> dict[str, Any]:
             known = ", ".join(f"{k}={v!r}" for k, v in found.options.items()) or "none"
             raise MethodError(f"the method {found.name!r} has no option {name!r}; its options: {known}")
         default = found.options[name]
-        fine = isinstance(value, (int, float)) if isinstance(default, float) else isinstance(value, type(default))
-        if default is not None and (not fine or (isinstance(value, bool) and not isinstance(default, bool))):
-            raise MethodError(f"{name}={value!r}: the method {found.name!r} takes a {type(default).__name__} there")
-    return {**found.options, **options}
+        if default is not None and not _is_like(value, default):
+            shown = repr(value) if np.ndim(value) == 0 else f"an array of shape {np.shape(value)}"
+            raise MethodError(f"{name}={shown}: the method {found.name!r} takes {_KINDS[type(default)]} there")
+    return {**found.options, **{name: _as_python(value) for name, value in options.items()}}
+
+
+_KINDS: dict[type, str] = {bool: "True or False", int: "an integer", float: "a number", str: "a text"}
+
+
+def _is_like(value: object, default: object) -> bool:
+    """Whether an option is of its default's kind; numpy's numbers are numbers."""
+    if isinstance(default, bool) or isinstance(value, (bool, np.bool_)):
+        return isinstance(default, bool) and isinstance(value, (bool, np.bool_))
+    if isinstance(default, float):
+        return isinstance(value, numbers.Real)
+    return isinstance(value, numbers.Integral if isinstance(default, int) else type(default))
+
+
+def _as_python(value: Any) -> Any:
+    """An option as JSON will have it."""
+    return value.item() if isinstance(value, np.generic) else list(value) if isinstance(value, tuple) else value
 
 
 def methods() -> list[Method]:

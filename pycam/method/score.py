@@ -63,6 +63,10 @@ def faster_scorecam(s: Scene, *, channels: int = 10) -> ir.Value:
     """Score-CAM with the `channels` of largest variance over the positions alone, the softmax over these.
 
     They are chosen as tf-keras-vis does (its `max_N`), which then weighs by the scores themselves, without a softmax.
+
+    Options:
+        channels: How many are run, a forward pass each, of the layer's hundreds; 10 to 100 are sensible.  More than
+            there are: all.
     """
     at_least("channels", channels, 1)
     g, a = s.g, s.read(s.layer)
@@ -93,6 +97,11 @@ def sscam(s: Scene, *, samples: int = 35, std: float = 2.0, seed: int = 0) -> ir
 
     As torchcam's, but for the noise: sample `i` is the same for all channels, so that they differ by their masks alone,
     and for all images.
+
+    Options:
+        samples: Noises per channel; every one costs a forward pass per live channel, so begin with 2 to 5.
+        std: Deviation of the noise, of masks in 0 … 1: 2 as in the paper drowns them, 0.1 to 0.5 leaves them visible.
+        seed: Of the noise, 0 … 2⁶⁴ − 1.
     """
     at_least("std", std, 0.0)
     check_seed(seed)
@@ -121,6 +130,9 @@ def iscam(s: Scene, *, samples: int = 10) -> ir.Value:
 
     torchcam 0.5.0 adds the coefficients up, so that its path ends at a multiple of the masked image: its numbers
     differ.
+
+    Options:
+        samples: Steps up to the masked image; every one costs a forward pass per live channel, so begin with 3.
     """
     at_least("samples", samples, 1)
     g = s.g

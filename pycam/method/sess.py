@@ -34,6 +34,10 @@ def sess(s: Scene, *, scales: int = 12) -> ir.Value:
 
     The window is a square as large as the image's shorter side, or, where a model fixes the size of its input, that
     size; scale i is the window's shorter side times 1 + 2i/7, and windows do not overlap but for the last in a row.
+
+    Options:
+        scales: Of the image, 1 or more, each with more windows than the last: 1, 6, 12 are 1, 31 and 122 of a square
+            one.  Few for large things, 6 to 12 for small ones.
     """
     if scales < 1:
         raise MethodError(f"scales={scales}: give 1 or more")

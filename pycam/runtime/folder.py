@@ -11,6 +11,7 @@ from typing import Any
 from pycam.errors import ModelError
 
 from .recipe import STAGES
+from .spec import KEY
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -58,9 +59,10 @@ def _read(folder: str | os.PathLike[str]) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ModelError(f"{MANIFEST} in {os.fspath(folder)!r} cannot be read ({error}): export it again") from None
-    if not isinstance(found, dict) or found.get("version") != VERSION or not {"stages", "metadata"} <= set(found):
+    sound = isinstance(found, dict) and all(isinstance(found.get(key), dict) for key in ("stages", "metadata"))
+    if not sound or found.get("version") != VERSION or KEY not in found["metadata"]:
         raise ModelError(f"{MANIFEST} in {os.fspath(folder)!r} is not one that this pycam understands: export it again")
-    return found
+    return dict(found)
 
 
 def _parsed(value: str) -> Any:

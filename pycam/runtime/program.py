@@ -56,9 +56,9 @@ class Whole:
     def run(self, feeds: Arrays, targets: Mapping[str, NDArray[np.int64]]) -> Arrays:
         """See `Program.run`."""
         given = {**feeds, **targets}
-        images = [given] if self.spec.plan == "single pass" else _images(given, self.spec.image)
+        images = [given] if self.spec.plan == "single pass" else _images(given, self.spec)
         try:
-            return _joined([_run(self.session, self.spec.returned, one) for one in images])
+            return _joined([_run(self.session, self.spec.returned, one) for one in images], self.spec)
         except _Failed as error:
             raise _cannot_run(feeds, error) from error.__cause__
 
@@ -97,9 +97,9 @@ class Staged:
     def run(self, feeds: Arrays, targets: Mapping[str, NDArray[np.int64]]) -> Arrays:
         """See `Program.run`."""
         given = {**feeds, **targets}
-        images = _images(given, self.spec.image) if self.recipe.varies else [given]
+        images = _images(given, self.spec) if self.recipe.varies else [given]
         try:
-            return _joined([self._explain(one) for one in images])
+            return _joined([self._explain(one) for one in images], self.spec)
         except _Failed as error:
             raise _cannot_run(feeds, error) from error.__cause__
 
@@ -120,7 +120,10 @@ class Staged:
         """What the functions of numpy give."""
         found: Arrays = {}
         for call in (call for call in self.recipe.host if call.late is late):
-            results = FUNCTIONS[call.function](*({**made, **found}[name] for name in call.sources), **call.options)
+            sources = [{**made, **found}[name] for name in call.sources]
+            if not all(np.isfinite(source).all() for source in sources):
+                raise InputError("the explanation is not finite: this input makes the model's numbers overflow")
+            results = FUNCTIONS[call.function](*sources, **call.options)
             found |= dict(zip(call.results, results, strict=True))
         return found
 
@@ -177,16 +180,21 @@ def _cannot_run(feeds: Arrays, error: _Failed) -> InputError:
     return InputError(f"the model cannot run on {shapes}: {error}")
 
 
-def _images(given: Arrays, image: str) -> list[Arrays]:
-    """One dictionary per image; what has no axis of N images (a setting) goes to each."""
-    count = len(given[image])
+def _images(given: Arrays, spec: Spec) -> list[Arrays]:
+    """One dictionary per image; settings go to each."""
+    batched = given.keys() if spec.batched is None else {*spec.batched, spec.targets, spec.against}
     return [
-        {name: array[n : n + 1] if array.ndim and len(array) == count else array for name, array in given.items()}
-        for n in range(count)
+        {name: array[n : n + 1] if name in batched else array for name, array in given.items()}
+        for n in range(len(given[spec.image]))
     ]
 
 
-def _joined(runs: Sequence[Arrays]) -> Arrays:
+def _joined(runs: Sequence[Arrays], spec: Spec) -> Arrays:
+    """The outputs of all images, each along its batch axis; what has none is the same for all."""
     if len(runs) == 1:
         return runs[0]
-    return {name: np.concatenate([run[name] for run in runs]) for name in runs[0]}
+    axes = {name: spec.axes.get(name, 0) for name in runs[0]}
+    return {
+        name: runs[0][name] if axis is None else np.concatenate([run[name] for run in runs], axis)
+        for name, axis in axes.items()
+    }

@@ -14,6 +14,9 @@ from .recipe import Recipe
 
 KEY = "pycam.spec"
 
+ROUNDING = 1e-5
+"""Share of a level of the score below which differences between positions are rounding: such a map is flat."""
+
 
 @dataclass(frozen=True)
 class Spec:
@@ -43,6 +46,8 @@ class Spec:
         options: Of the method.
         targeted: The method explains given targets; else it finds by itself what it explains.
         levels: The maps are levels of the score: a heatmap begins at their minimum, not at 0.
+        batched: Names of the inputs that have an entry per image; None: all of them.
+        axes: Outputs of the model whose batch axis is not the first → which it is, or None for those without.
         recipe: How the stages are run, where there are several graphs.
     """
 
@@ -69,6 +74,8 @@ class Spec:
     options: Mapping[str, Any] = field(default_factory=dict)
     targeted: bool = True
     levels: bool = False
+    batched: tuple[str, ...] | None = None
+    axes: Mapping[str, int | None] = field(default_factory=dict)
     recipe: Recipe | None = None
 
     @cached_property
@@ -110,7 +117,7 @@ class Spec:
 
 def _check(spec: Any) -> None:
     """Raise ValueError where a field is not of its type, or fields contradict each other."""
-    rows = (spec.layers, spec.modules, spec.outputs, spec.raw, spec.notes)
+    rows = (spec.layers, spec.modules, spec.outputs, spec.raw, spec.notes, spec.batched or ())
     texts = [spec.method, spec.image, spec.targets, spec.explained, spec.score, *(t for row in rows for t in row)]
     sound = {
         "layout": spec.layout in ("NCHW", "NHWC"),

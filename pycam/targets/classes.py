@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from pycam.errors import TargetError
+from pycam.errors import MethodError, TargetError
 from pycam.grad.call import HALF
 from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
@@ -89,6 +89,8 @@ def look_up(g: Builder, scores: ir.Value, targets: ir.Value) -> ir.Value:
 
 def look_up_rival(g: Builder, scores: ir.Value, explained: ir.Value, against: ir.Value) -> ir.Value:
     """`against` (N, K) with the negative ones replaced by the best class beside `explained` (N, K)."""
+    if class_count(scores) == 1:
+        raise MethodError("a contrast needs a second class, and the model has one: use objective='class'")
     _, best = g.emit("TopK", [scores, g.constant([2])], {"axis": -1}, outputs=2)
     first, second = g.Slice(best, [0], [1], [1]), g.Slice(best, [1], [2], [1])
     return g.Where(g.Less(against, [0]), g.Where(g.Equal(explained, first), second, first), against)

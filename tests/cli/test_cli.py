@@ -23,35 +23,6 @@ Net = Callable[..., onnx.ModelProto]
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """`run("explain", …)` in an empty folder: exit code, standard output, standard error."""
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
-
-
-@pytest.fixture
-def small(cnn: Net, with_metadata: Any, tmp_path: Path) -> Path:
-    """The small CNN as a file, with labels and preprocessing."""
-    pre = pycam.Preprocess(size=(16, 16), mean=(127.0,) * 3, std=(64.0,) * 3)
-    labels = "\n".join(f"thing {i}" for i in range(20))
-    path = tmp_path / "small.onnx"
-    onnx.save(with_metadata(cnn("vgg"), {"pycam.preprocess": pre.to_json(), "pycam.labels": labels}), path)
-    return path
-
-
 # ---- explain ---------------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +120,7 @@ def test_layers_and_method(run: Run, small: Path, photos: dict[str, Path]) -> No
     assert "method hirescam, layer early, features" in out
     for option, value, message in (
         ("--layer", "earli", "no layer 'earli'; nearest: before, stem, early"),
-        ("--method", "hires", "no method 'hires'; there are"),
+        ("--method", "hires", "no method 'hires'; nearest: hirescam"),
         ("--provider", "TPU", "provider TPUExecutionProvider"),
         ("--threads", "0", "threads=0"),
         ("--output", "z", "no output 'z'"),
@@ -215,13 +186,6 @@ def test_a_note_of_the_compiler_is_printed(run: Run, cnn: Net, photos: dict[str,
     assert "stepped behind" in json.loads(out)["notes"][0]
 
 
-def test_a_flat_map_is_said(run: Run, cnn: Net, photos: dict[str, Path]) -> None:
-    onnx.save(cnn(change={"w_fc": -np.ones((20, 6))}), "m.onnx")
-    code, out, _ = run("explain", photos["coffee"], "--model", "m.onnx", "--target", "3")
-    assert code == 0
-    assert "nothing in the photo speaks for 'class 3'" in out
-
-
 # ---- export ----------------------------------------------------------------------------------------------------------
 
 
@@ -281,8 +245,11 @@ def test_layers(run: Run, small: Path) -> None:
 def test_methods(run: Run) -> None:
     code, out, _ = run("methods")
     assert code == 0
-    names = [line.split()[0] for line in out.splitlines()[1:]]
+    listed, hint = out.split("\n\n")
+    names = [line.split()[0] for line in listed.splitlines()[1:]]
     assert names == [m.name for m in pycam.methods()]
+    assert max(map(len, out.splitlines())) <= 120
+    assert "pycam methods NAME" in hint
     assert [r["name"] for r in json.loads(run("methods", "--json")[1])] == names
 
 

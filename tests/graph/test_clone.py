@@ -146,3 +146,27 @@ def test_steps_are_not_affine(text_model: Any, op: str) -> None:
     (grad,), _ = differentiate(g, {score: g.ConstantOfShape(g.Shape(score))}, [layer])
     assert grad is not None
     assert not is_affine(layer, score, grad)
+
+
+def test_sizes_read_on_the_way_hide_no_step(text_model: Any) -> None:
+    """A tail that divides by a size which it reads when it runs is affine; a step in the same tail is none."""
+    for op, affine in (("Identity", True), ("Floor", False)):
+        model = text_model(
+            f"""(float[N, 2, h, w] x) => (float[N, 2] y) {{
+                a = Relu(x)
+                s = {op}(a)
+                b = Add(a, s)
+                total = ReduceSum<keepdims = 0>(b, axes)
+                height = Shape<start = 2, end = 3>(x)
+                count = Cast<to = 1>(height)
+                y = Div(total, count)
+            }}""",
+            axes=np.array([2, 3]),
+        )
+        graph = normalise(load(model)).graph
+        score = locate_score(graph).value
+        (layer,) = locate_layers(graph, "a", score)
+        g = Builder(graph)
+        (grad,), _ = differentiate(g, {score: g.ConstantOfShape(g.Shape(score))}, [layer])
+        assert grad is not None
+        assert is_affine(layer, score, grad) is affine

@@ -159,3 +159,22 @@ def test_bad_input(cnn: Any, text_model: Any, draw: Any) -> None:
     fused.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     with pytest.raises(MethodError, match="the FusedConv node 'node_wide' has its own inside"):
         pycam.Explainer(fused, "fullgrad")
+
+
+def test_biases_spelt_as_additions_count(text_model: Any, draw: Any) -> None:
+    rng = np.random.default_rng(0)
+    w, b = rng.normal(size=(4, 3, 3, 3)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    v = rng.normal(size=(4, 5)).astype(np.float32)
+    tail = "r = Relu(c) p = GlobalAveragePool(r) f = Flatten(p) y = MatMul(f, v)"
+    inside = text_model(
+        f"(float[N, 3, 8, 8] x) => (float[N, 5] y) {{ c = Conv<pads=[1,1,1,1]>(x, w, b) {tail} }}", w=w, b=b, v=v
+    )
+    beside = text_model(
+        f"(float[N, 3, 8, 8] x) => (float[N, 5] y) {{ d = Conv<pads=[1,1,1,1]>(x, w) c = Add(d, b) {tail} }}",
+        w=w,
+        b=b.reshape(4, 1, 1),
+        v=v,
+    )
+    x = draw(2, 3, 8, 8)
+    maps = [pycam.Explainer(model, "fullgrad")(x, 2).raw for model in (inside, beside)]
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-4)

@@ -153,7 +153,7 @@ def test_seed_and_options(cnn: Any, images: np.ndarray, method: str) -> None:
             "noise=-0.1: it is a share of the image's range": {"noise": -0.1},
             "noise=nan: it is a share": {"noise": float("nan")},
             "seed=-1: it must lie in 0": {"seed": -1},
-            "takes a int there": {"samples": 2.5},
+            "takes an integer there": {"samples": 2.5},
         }.items():
             with pytest.raises(MethodError, match=options):
                 pycam.Explainer(cnn(tail), method, **message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -222,3 +223,53 @@ def test_what_is_built_in_cannot_be_changed(cnn: Net, tmp_path: Path) -> None:
 def test_unknown_options(cnn: Net) -> None:
     with pytest.raises(MethodError, match="the method 'scorecam' has no option 'samples'; its options: "):
         pycam.Explainer(cnn(), "scorecam", samples=3)
+
+
+def test_a_folder_that_only_looks_like_an_export_is_left_alone(cnn: Net, tmp_path: Path) -> None:
+    """Web apps have a manifest.json as well."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"name": "my app"}')
+    with pytest.raises(OutputError, match="the folder holds other files"):
+        pycam.export(cnn(), tmp_path / "app", method="scorecam", layer="features")
+    path = pycam.export(cnn(), tmp_path / "explain", method="scorecam", layer="features")
+    (path / "mine.txt").write_text("dear")
+    with pytest.raises(OutputError, match="the folder holds other files"):
+        pycam.export(cnn(), path, method="scorecam", layer="features")
+    assert (path / "mine.txt").exists()
+    assert (tmp_path / "app" / "manifest.json").exists()
+
+
+def test_an_export_that_fails_leaves_the_old_one(cnn: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pycam.export(cnn(), tmp_path / "explain", method="scorecam", layer="features")
+    before = sorted(file.name for file in path.iterdir())
+    real = os.replace
+
+    def fails(source: Any, target: Any) -> None:
+        if str(source).endswith(".tmp"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails)
+    with pytest.raises(OutputError, match="No space left"):
+        pycam.export(cnn(), path, method="eigencam", layer="features")
+    assert sorted(file.name for file in path.iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["explain"]
+
+
+def test_places_to_export_to(cnn: Net, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="it is the folder that this process works in"):
+        pycam.export(cnn(), ".", method="eigencam", layer="features")
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    pycam.export(cnn(), tmp_path / "link", method="scorecam", layer="features")
+    assert pycam.Explainer(tmp_path / "here").spec.method == "scorecam"
+    with pytest.raises(OutputError, match="does not exist: make it first"):
+        pycam.export(cnn(), tmp_path / "nowhere" / "explain", method="scorecam")
+
+
+def test_one_graph_with_variants_says_that_it_takes_one_image(cnn: Net, draw: Any, tmp_path: Path) -> None:
+    path = pycam.export(cnn("vgg"), tmp_path / "explain.onnx", method="ablationcam", layer="features")
+    sizes = {v.name: v.type.tensor_type.shape.dim[0].dim_value for v in onnx.load(path).graph.input}
+    assert sizes == {"x": 1, "targets": 1}
+    assert pycam.Explainer(path)(draw(3, 3, 16, 16), 2).raw.shape == (3, 1, 8, 8)

@@ -1,0 +1,67 @@
+"""What an explanation means, in words: they depend on its objective, and on whether it was given its targets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pycam.explanation import Explanation
+
+# objective → what the two ends of the colour bar mean
+CAPTIONS = {
+    "class": ("does not matter", "matters"),
+    "counterfactual": ("does not matter", "speaks against it"),
+    "contrastive": ("does not matter", "tells them apart"),
+}
+
+
+def rival(result: Explanation, k: int) -> str | None:
+    """Name of the class that map k of the first image is held against; None unless the objective is a contrast."""
+    if "against" not in result.extras:
+        return None
+    other = int(result.extras["against"][0, k])
+    return result.labels[other] if other < len(result.labels) else f"class {other}"
+
+
+def objective(result: Explanation) -> str:
+    """`contrastive: 'espresso' against 'cup'`; "" for what a class speaks for, which goes without saying."""
+    if result.objective == "class":
+        return ""
+    pairs = [
+        f"{result.label(0, k)!r} against {other!r}"
+        for k in range(result.targets.shape[1])
+        if (other := rival(result, k)) is not None
+    ]
+    return ": ".join(filter(None, [result.objective, ", ".join(pairs)]))
+
+
+def flat(result: Explanation, k: int) -> str:
+    """What an empty map k of the first image says."""
+    if "concepts" in result.extras:
+        return f"concept {k + 1} is nowhere in the photo"
+    where, label, other = " at this layer" if result.layer else "", result.label(0, k), rival(result, k)
+    if other is not None:
+        return f"nothing in the photo speaks for {label!r} rather than {other!r}{where}"
+    return f"nothing in the photo speaks {_side(result)} {label!r}{where}"
+
+
+def flat_shortly(result: Explanation) -> str:
+    """The same where a panel's title names the class."""
+    return "nowhere" if "concepts" in result.extras else f"nothing speaks {_side(result)} it"
+
+
+def title(result: Explanation, k: int) -> str:
+    """Of panel k: the class, or the concept and the class that it speaks for."""
+    label = result.label(0, k)
+    return f"concept {k + 1} → {label}" if "concepts" in result.extras else label
+
+
+def concept_score(result: Explanation, k: int) -> float | None:
+    """The score of concept k for its class; None for a method that was given its targets."""
+    if "concepts" not in result.extras:
+        return None
+    return float(result.extras["concepts"][0, k, int(result.targets[0, k])])
+
+
+def _side(result: Explanation) -> str:
+    return "against" if result.objective == "counterfactual" else "for"
