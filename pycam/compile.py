@@ -22,7 +22,7 @@ from .graph.cut import cut, join
 from .graph.depend import batched_inputs
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
-from .graph.locate import dims, locate_layers, locate_score, module_path
+from .graph.locate import Score, dims, locate_layers, locate_score, module_path
 from .graph.normalise import normalise
 from .graph.pixels import AXES, Image, embed_preprocess, image_input, image_size
 from .head.graph import from_minimum, heatmaps
@@ -123,36 +123,14 @@ def compile_model(
     raws = [scene.read(raw) for raw in found(scene, settings)]
     shown = [from_minimum(g, raw) for raw in raws] if found.levels else raws
     maps = heatmaps(g, shown, size, [dims(raw)[2:] for raw in raws]) if "heatmaps" in wanted else None
-    classes = dims(located.value)[1]
-
-    spec = Spec(
-        method=found.name,
-        layers=tuple(a.name or "" for a in layers),
-        modules=tuple(module_path(node) if (node := a.producer()) is not None else "" for a in layers),
-        image=image.value.name or "",
-        layout=image.layout,
+    spec = replace(
+        _describe(graph, found, located, image, scene, many),
         targets=targets.name or "",
         against=against.name if against is not None else None,
-        explained=g.free("explained"),
-        score=located.output.name or "",
         outputs=tuple(v.name or "" for v in graph.outputs) if "scores" in wanted else (),
         raw=tuple(g.free("raw" if len(raws) == 1 else f"raw.{i}") for i in range(len(raws))) if "raw" in wanted else (),
         heatmaps=g.free("heatmaps") if maps is not None else None,
-        extras={name: g.free(name) for name in scene.reports},
-        classes=classes if isinstance(classes, int) else None,
-        many=many,
-        probabilities=located.probabilities,
-        plan=found.plan if scene.varies else "single pass",
-        objective=goal.name,
-        eigen_smooth=eigen_smooth,
         options=settings,
-        targeted=found.targeted,
-        levels=found.levels,
-        batched=tuple(
-            v.name or "" for v in batched_inputs(v for v in graph.inputs if v not in scene.seams.placeholders)
-        ),
-        axes={v.name or "": a for v in graph.outputs if (a := _batch_axis(v, dims(image.value)[0])) != 0},
-        notes=(*located.notes, *_axes_note(located.output, located.value)),
     )
     _set_outputs(graph, spec, image, scene, raws, maps)
     stages, recipe = _in_stages(graph, scene, spec, joined)
@@ -184,6 +162,37 @@ def _check_outputs(outputs: Collection[str]) -> set[str]:
             f"outputs={sorted(wanted)}: choose from {', '.join(OUTPUTS)}, with heatmaps or raw among them"
         )
     return wanted
+
+
+def _describe(graph: ir.Graph, method: Method, located: Score, image: Image, scene: Scene, many: bool) -> Spec:
+    """The spec, but for its inputs and outputs."""
+    classes, batch = dims(located.value)[1], dims(image.value)[0]
+    own = [v for v in graph.inputs if v not in scene.seams.placeholders]
+    return Spec(
+        method=method.name,
+        layers=tuple(a.name or "" for a in scene.layers),
+        modules=tuple(module_path(node) if (node := a.producer()) is not None else "" for a in scene.layers),
+        image=image.value.name or "",
+        layout=image.layout,
+        targets="",
+        explained=scene.g.free("explained"),
+        score=located.output.name or "",
+        outputs=(),
+        raw=(),
+        heatmaps=None,
+        extras={name: scene.g.free(name) for name in scene.reports},
+        classes=classes if isinstance(classes, int) else None,
+        many=many,
+        probabilities=located.probabilities,
+        plan=method.plan if scene.varies else "single pass",
+        objective=scene.objective.name,
+        eigen_smooth=scene.eigen,
+        targeted=method.targeted,
+        levels=method.levels,
+        batched=tuple(v.name or "" for v in batched_inputs(own)),
+        axes={v.name or "": axis for v in graph.outputs if (axis := _batch_axis(v, batch)) != 0},
+        notes=(*located.notes, *_axes_note(located.output, located.value)),
+    )
 
 
 def _check(method: Method, layer: str | Sequence[str], lower: Lower, eigen_smooth: bool) -> None:
