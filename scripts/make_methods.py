@@ -169,6 +169,7 @@ def section(method: Method) -> str:
     lines = [f"**{method.title}**{paper(method.paper)}: {described(method)}"]
     lines += [WARNING] if method.name in WEAK else []
     lines += [f"Needs: {method.needs}."] if method.needs else []
+    lines += [f"Also called {', '.join(method.also)}."] if method.also else []
     said = explained(method)
     rows = [f"- `{name}={value!r}`: {said[name]}" for name, value in method.options.items()]
     lines += ["Options:\n\n" + "\n".join(rows)] if rows else []

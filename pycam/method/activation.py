@@ -67,7 +67,7 @@ def mean_activation(s: Scene) -> Sequence[ir.Value]:
     return [for_all_targets(s, s.g.ReduceMean(a, [1], keepdims=1), dims(a)[2:]) for a in map(s.read, s.layers)]
 
 
-@method("random", "Random weights", "", cost="1 forward", layers="many", weighs=True)
+@method("random", "Random weights", "", cost="1 forward", layers="many", weighs=True, also=("RandomCAM",))
 def random(s: Scene, *, seed: int = 0) -> Sequence[ir.Value]:
     """`w` uniform in [−1, 1], drawn once per channel: the baseline that a metric needs.  The same for all targets.
 

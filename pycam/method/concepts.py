@@ -23,6 +23,7 @@ from .scene import Scene
     cost="1 forward + a factorisation of A + 1 tail per concept",
     needs="scikit-learn; a score that depends on the image through the layer alone",
     targeted=False,
+    also=("DeepFeatureFactorization",),
 )
 def dff(s: Scene, *, components: int = 5, seed: int = 0, iterations: int = 200) -> ir.Value:
     """`A − b ≈ concepts·maps`, all non-negative, `b` the least of each channel: one map per concept, for all images of

@@ -29,7 +29,7 @@ def gradcam(g: Builder, a: ir.Value, da: ir.Value) -> ir.Value:
     return g.ReduceMean(da, POSITIONS, keepdims=1)
 
 
-@weighting("gradcam++", "Grad-CAM++", "1710.11063", per_channel=True)
+@weighting("gradcam++", "Grad-CAM++", "1710.11063", also=("GradCAMPlusPlus", "GradCAMpp"), per_channel=True)
 def gradcam_plus_plus(g: Builder, a: ir.Value, da: ir.Value) -> ir.Value:
     """`α = g²/(2g² + (ΣA)·g³ + 1e-6)`, `w = Σ relu(g)·α`."""
     square = g.Mul(da, da)

@@ -73,7 +73,7 @@ def _gradient(s: Scene, rules: Rules = "exact") -> ir.Value:
     return by_image(s, s.channels_first(s.first.gradient(image_of(s), rules)))
 
 
-@method("gradient", "Gradient saliency", "1312.6034", cost=_ONE_GRADIENT, layers="none")
+@method("gradient", "Gradient saliency", "1312.6034", cost=_ONE_GRADIENT, layers="none", also=("Saliency",))
 def gradient(s: Scene) -> ir.Value:
     """Attributions `dy/dx`; raw map `max_c |dy/dx|`."""
     return sensitivity(s, _gradient(s))
@@ -92,7 +92,7 @@ def guided_backprop(s: Scene) -> ir.Value:
     return sensitivity(s, _gradient(s, "guided"))
 
 
-@method("deconvnet", "Deconvnet", "1311.2901", cost=_ONE_GRADIENT, layers="none")
+@method("deconvnet", "Deconvnet", "1311.2901", cost=_ONE_GRADIENT, layers="none", also=("Deconvolution",))
 def deconvnet(s: Scene) -> ir.Value:
     """Attributions `dy/dx` with `g·[g > 0]` for the gradient of every ReLU-like activation; raw map `max_c |·|`."""
     return sensitivity(s, _gradient(s, "deconvnet"))

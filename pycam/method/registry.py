@@ -50,6 +50,7 @@ class Method:
         levels: Its maps are levels of the score, whose zero means nothing: a heatmap begins at their minimum.
         options: Its options with their defaults.
         draw: The function.
+        also: Other names that it goes by, in other libraries.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Method:
     levels: bool
     options: Mapping[str, Any]
     draw: Draw
+    also: tuple[str, ...] = ()
 
     def __call__(self, scene: Scene, options: Mapping[str, Any]) -> list[ir.Value]:
         """The raw maps, one per layer (or one).
@@ -90,14 +92,18 @@ def method(
     weighs: bool = False,
     targeted: bool = True,
     levels: bool = False,
+    also: Sequence[str] = (),
 ) -> Callable[[Draw], Draw]:
     """Register a function of a `Scene` as a method; see `Method`."""
 
     def register(draw: Draw) -> Draw:
-        if name in METHODS:
-            raise ValueError(f"a second method called {name!r}")
+        taken = {_plain(n) for m in METHODS.values() for n in (m.name, *m.also)}
+        if not taken.isdisjoint(map(_plain, (name, *also))):
+            raise ValueError(f"a second method called {name!r}, or like it")
         options = {p.name: p.default for p in list(inspect.signature(draw).parameters.values())[1:]}
-        METHODS[name] = Method(name, title, paper, plan, cost, needs, layers, weighs, targeted, levels, options, draw)
+        METHODS[name] = Method(
+            name, title, paper, plan, cost, needs, layers, weighs, targeted, levels, options, draw, tuple(also)
+        )
         return draw
 
     return register
@@ -114,6 +120,7 @@ def weighting(
     per_channel: bool = False,
     rectify: bool = False,
     linear_only: bool = False,
+    also: Sequence[str] = (),
 ) -> Callable[[Weigh], Weigh]:
     """Register a function `weigh(g, a, da, *, …) -> w` as a method.
 
@@ -122,6 +129,7 @@ def weighting(
         per_channel: The weights are one number per channel, (K, N, C, 1, 1).
         rectify: Each channel's term `w·A` goes through a ReLU before the sum.
         linear_only: It needs a tail of global average pooling and linear layers.
+        also: See `Method`.
     """
 
     def register(weigh: Weigh) -> Weigh:
@@ -142,7 +150,7 @@ def weighting(
         draw.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [inspect.Parameter("scene", inspect.Parameter.POSITIONAL_OR_KEYWORD), *options]
         )
-        method(name, title, paper, cost=cost, needs=needs, layers="many", weighs=True)(draw)
+        method(name, title, paper, cost=cost, needs=needs, layers="many", weighs=True, also=also)(draw)
         return weigh
 
     return register
@@ -156,8 +164,8 @@ def get(name: str) -> Method:
     """
     if not isinstance(name, str):
         raise MethodError(f"method={name!r}: give a name of `pycam.methods()`")
-    for known, found in METHODS.items():
-        if _plain(known) == _plain(name):
+    for found in METHODS.values():
+        if _plain(name) in map(_plain, (found.name, *found.also)):
             return found
     raise MethodError(f"no method {name!r}; nearest: {nearest(name, METHODS)}. `pycam methods` lists them all")
 

@@ -18,6 +18,7 @@ from .scene import Scene
     plan="perturb",
     cost="1 forward + backward of the tail per sample + 1 forward; as Grad-CAM++ where the tail is affine",
     weighs=True,
+    also=("SmoothGradCAMpp",),
 )
 def smoothgradcam_plus_plus(s: Scene, *, samples: int = 50, noise: float = 0.15, seed: int = 0) -> ir.Value:
     """Grad-CAM++ with `D_p = mean_i g^p` over noisy images: `w = Σ relu(D₁)·D₂/(2·D₂ + (ΣA)·D₃ + 1e-6)`.

@@ -12,7 +12,8 @@ import pytest
 
 import pycam
 from pycam.api import DEFAULT_MODEL
-from pycam.method import METHODS, Method
+from pycam.method import METHODS, Method, get
+from pycam.method.registry import method
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,3 +95,23 @@ def test_the_example_runs_stages_as_an_explainer_does(
     np.testing.assert_array_equal(found[spec["explained"]], expected.targets)
     np.testing.assert_allclose(found[spec["raw"][0]], expected.raw, rtol=1e-5, atol=1e-6 * np.abs(expected.raw).max())
     np.testing.assert_allclose(found[spec["heatmaps"]], expected.heatmaps, rtol=0, atol=1e-5)
+
+
+PEERS = """
+    GradCAM GradCAMPlusPlus GradCAMElementWise HiResCAM XGradCAM LayerCAM ScoreCAM AblationCAM EigenCAM EigenGradCAM
+    SegEigenCAM KPCA_CAM FEM FinerCAM ShapleyCAM FullGrad RefineCAM SESS RandomCAM DeepFeatureFactorization
+    GuidedBackprop Saliency InputXGradient Deconvolution GuidedGradCam IntegratedGradients Occlusion
+    CAM GradCAMpp SmoothGradCAMpp SSCAM ISCAM ReciproCAM RISE LeGrad
+"""
+
+
+@pytest.mark.parametrize("name", PEERS.split())
+def test_names_of_classes_in_other_libraries(name: str) -> None:
+    """Of pytorch-grad-cam, captum, torchcam, openvino_xai."""
+    assert get(name) in pycam.methods()
+
+
+def test_names_are_not_taken_twice() -> None:
+    for name in ("gradcam", "Grad-CAM", "saliency"):
+        with pytest.raises(ValueError, match="a second method called"):
+            method(name, "", "", cost="")(lambda s: [])
