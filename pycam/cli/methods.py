@@ -1,4 +1,4 @@
-"""List the methods: name, plan, cost, needs; or say everything about one."""
+"""List the methods: name, plan, cost, paper, needs; or say everything about one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pycam.method import Method
 
 HELP = "list the methods, or describe one"
-_COST, _NEEDS = 46, 36  # columns of a terminal; with the names and the plans they make about 120
+_COST, _NEEDS = 34, 16  # columns of a terminal; with the names and the plans they make about 120
 _WIDTH = 100
 
 _LAYERS = {"many": "one layer or several", "one": "one layer", "none": "the whole model"}
@@ -40,8 +40,10 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.json:
         print(json.dumps([_plain(m) for m in methods()]))
     else:
-        rows = [[m.name, m.plan, _short(m.cost, _COST), _short(m.needs, _NEEDS) or "–"] for m in methods()]
-        print(table(["name", "plan", "cost", "needs"], rows))
+        rows = [
+            [m.name, m.plan, _short(m.cost, _COST), m.paper or "–", _short(m.needs, _NEEDS) or "–"] for m in methods()
+        ]
+        print(table(["name", "plan", "cost", "paper", "needs"], rows))
         print("\n`pycam methods NAME` says everything about one, its options among it.")
     return 0
 
