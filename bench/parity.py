@@ -2,6 +2,8 @@
 
     python -m bench.parity [--models resnet50 …] [--methods gradcam …] [--exporters legacy] [--layers last] [--write]
 
+    python -m bench.parity --every-method [what bench.parity_methods takes]   # all methods of all peers, six networks
+
 Two images (steady ones, see ``bench/steady.py``), two classes each. A row is ``ok`` when the raw map is within 1e-4
 (relative, 2-norm) and the heatmap within 1e-3 (absolute). Two kinds of rows that float32 cannot settle are told apart,
 never hidden:
@@ -195,6 +197,12 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if "--every-method" in given:
+        from bench import parity_methods  # which builds on this module
+
+        given.remove("--every-method")
+        return parity_methods.main(given)
     parser = argparse.ArgumentParser(
         prog="python -m bench.parity", description="pycam against pytorch-grad-cam, map by map."
     )
@@ -208,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, help="JSON lines, one per row (default: parity.jsonl in the cache folder)"
     )
     parser.add_argument("--write", action="store_true", help="write the summary to bench/RESULTS.md")
-    options = parser.parse_args(argv)
+    options = parser.parse_args(given)
 
     rows: list[Row] = []
     with open(options.output or models.cache() / "parity.jsonl", "w") as lines:

@@ -7,12 +7,15 @@ Install: ``pip install torch==2.13.0`` (a CPU build will do), then
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of the peers; read when tqdm is imported
 
 # PyPI's torchvision is built for CUDA: beside a CPU build of torch its compiled operators do not load, and then the
 # import itself stops at "operator torchvision::nms does not exist", because two shape functions are registered for
