@@ -257,9 +257,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "raw map (or the attributions) / the absolute error of the heatmap. "
             "Full is 224×224, small 64×64. Weights are seeded, not trained; images are seeded, those at 64×64 (and of "
             "the CNNs) drawn until their gradients are steady; one class. Kink: it agrees on a redrawn image, a ReLU "
-            "having flipped. Restated: the formula, where a peer deviates or is not installed. DFF refuses transformers "
-            "whose "
-            f"residual stream goes around the layer. {counts}"
+            "having flipped. Restated: the formula, where a peer deviates or is not installed. DFF refuses "
+            f"transformers whose residual stream goes around the layer. {counts}"
         )
         report.write_section(
             "Parity of all methods with their peers", f"{report.circumstances(peers.PACKAGES)}\n\n{intro}\n\n{text}"
