@@ -176,7 +176,7 @@ class Check:
         expected = [_central_differences(forward, arrays, name, cotangent) for name in names]
         feed = {**arrays, f"{plain.graph.output[0].name}.cotangent": cotangent}
         for form in forms:
-            double = self.model(body, arrays, weights=weights, opset=opset, form=form)
+            double = self.model(body, arrays, weights=weights, opset=opset, form=form, every=batched)
             differentiated = vjp(double, names, lower=lower)
             _assert_portable(differentiated, plain)
             for name, want, got in zip(
@@ -247,13 +247,14 @@ class Check:
         weights: Inputs | None = None,
         opset: int = 21,
         form: str = "static",
+        every: bool = False,
     ) -> onnx.ModelProto:
         """The forward model in float64; `form` says how much of the inputs' shapes it knows."""
         arrays = self.draw(inputs, str(body))
         model = (
             body if isinstance(body, onnx.ModelProto) else _parse(body, arrays, self.draw(weights or {}, "w"), opset)
         )
-        return _with_shapes(model, arrays, form)
+        return _with_shapes(model, arrays, form, every)
 
     @staticmethod
     def single(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -423,8 +424,13 @@ def _type(array: np.ndarray) -> str:
     return f"{name}[{', '.join(map(str, array.shape))}]" if array.ndim else name
 
 
-def _with_shapes(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], form: str) -> onnx.ModelProto:
-    """`model` with the shapes of its inputs as `form` says, and all others inferred from them."""
+def _with_shapes(
+    model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], form: str, every: bool = False
+) -> onnx.ModelProto:
+    """`model` with the shapes of its inputs as `form` says, and all others inferred from them.
+
+    `every`: axis 0 of all inputs is the batch, not just of those that have the first one's rank.
+    """
     assert form in FORMS, form
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -434,7 +440,9 @@ def _with_shapes(model: onnx.ModelProto, arrays: Mapping[str, np.ndarray], form:
         dims: list[int | str] = list(array.shape)
         if form == "dynamic":
             dims = [f"{value.name}{i}" for i in range(array.ndim)]
-        elif form == "batch" and array.ndim == first.ndim > 0 and array.shape[0] == first.shape[0]:
+        elif (
+            form == "batch" and (every or array.ndim == first.ndim) and array.ndim and array.shape[0] == first.shape[0]
+        ):
             dims[0] = "N"
         value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, dims))
     del result.graph.value_info[:]

@@ -173,7 +173,8 @@ def test_a_folder_runs_without_onnx(cnn: Net, draw: Any, tmp_path: Path, method:
     np.save(tmp_path / "x.npy", x)
     path = pycam.export(cnn("vgg"), tmp_path / "explain", method=method, layer="features")
     names = [path, tmp_path / "x.npy", tmp_path / "raw.npy"]
-    subprocess.run([sys.executable, "-c", _ALONE, *map(str, names)], check=True, timeout=120)
+    # Not in the source tree, which `-c` would put on sys.path in front of what is installed.
+    subprocess.run([sys.executable, "-c", _ALONE, *map(str, names)], check=True, timeout=120, cwd=tmp_path)
     np.testing.assert_array_equal(np.load(names[2]), pycam.Explainer(path)(x, TARGETS).raw)
 
 
