@@ -28,14 +28,19 @@ def check_seed(seed: int) -> None:
 
 
 def maskable(s: Scene) -> ir.Value:
-    """The image, of which parts are to be taken away, as the model takes it.
+    """The image, parts of which are taken away, as the model takes it; raises MethodError if it holds integers."""
+    return floating_image(s, "multiplies the image by masks")
+
+
+def floating_image(s: Scene, why: str) -> ir.Value:
+    """The image as the model takes it.
 
     Raises:
-        MethodError: it holds integers.
+        MethodError: it holds integers, and the method does `why`.
     """
     if s.x.dtype is None or not s.x.dtype.is_floating_point():
         raise MethodError(
-            f"{s.title} multiplies the image by masks, and the input {s.x.name!r} takes {s.x.dtype}: "
+            f"{s.title} {why}, and the input {s.x.name!r} takes {s.x.dtype}: "
             "give a model that takes floats (preprocess= puts the preprocessing into the graph)"
         )
     return s.x

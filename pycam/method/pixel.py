@@ -16,6 +16,7 @@ import onnx_ir as ir
 from pycam.errors import MethodError
 from pycam.graph.locate import dims
 
+from .checks import floating_image
 from .combine import shaped, weighted
 from .gradient import gradcam
 from .registry import CHANNELS, method
@@ -29,17 +30,8 @@ _ONE_GRADIENT = "1 forward + backward"
 
 
 def image_of(s: Scene) -> ir.Value:
-    """The image that is differentiated for, as the model takes it.
-
-    Raises:
-        MethodError: it holds integers.
-    """
-    if s.x.dtype is None or not s.x.dtype.is_floating_point():
-        raise MethodError(
-            f"{s.title} needs the gradient for the image, and the input {s.x.name!r} takes {s.x.dtype}: "
-            "give a model that takes floats (preprocess= puts the preprocessing into the graph)"
-        )
-    return s.x
+    """The image that is differentiated for, as the model takes it; raises MethodError if it holds integers."""
+    return floating_image(s, "needs the gradient for the image")
 
 
 def image_positions(s: Scene) -> tuple[int | str, ...]:

@@ -138,8 +138,9 @@ class Staged:
         stacked: dict[str, list[NDArray[Any]]] = {c.output: [] for c in recipe.collected if c.fold == "stack"}
         sums: dict[str, NDArray[np.float64]] = {}
         kinds: dict[str, Any] = {}
+        reads_ids = recipe.variant in _inputs(session)
         for variants in self.progress(batches, "batches") if self.progress is not None else batches:
-            given = fixed | ({recipe.variant: variants} if recipe.variant in _inputs(session) else {})
+            given = fixed | ({recipe.variant: variants} if reads_ids else {})
             for noise in recipe.noise:
                 shape = made[noise.like].shape[1:] if noise.like is not None else noise.shape
                 given[noise.name] = draw(noise.kind, shape, noise.seed, variants.tolist(), noise.stream)
