@@ -11,6 +11,7 @@
     ├── ImageError          unreadable or absurdly large picture
     ├── OutputError         a path that cannot be written
     ├── ProviderError       an execution provider that was asked for and is not there
+    ├── FrameworkError      a training framework, or its exporter, that is not installed
     └── HeadError           an unknown head, or one that is not built
 
 A message says what was wrong, where, and what would help.  Those about a bad argument are also `ValueError`s.
@@ -74,6 +75,10 @@ class OutputError(PycamError, OSError):
 
 class ProviderError(PycamError, RuntimeError):
     """A requested execution provider is not available."""
+
+
+class FrameworkError(PycamError, ImportError):
+    """A framework, or its exporter, is not installed or cannot be used."""
 
 
 class HeadError(PycamError, ValueError):
