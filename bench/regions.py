@@ -48,7 +48,7 @@ from pycam.api import DEFAULT_MODEL
 from pycam.colormap import colormap
 from pycam.errors import MethodError, PycamError
 from pycam.head import pick
-from pycam.picture import grid
+from pycam.pictures import grid
 
 TITLE = "Right region"
 SEEDS = 5

@@ -15,7 +15,7 @@ import pycam
 from pycam import image
 from pycam.api import DEFAULT_MODEL, feed, preprocess_of
 from pycam.errors import MethodError
-from pycam.picture import grid
+from pycam.pictures import grid
 
 
 def main() -> None:

@@ -17,6 +17,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import compat as compat
+    from . import frameworks as frameworks
+    from . import pictures as pictures
+    from . import targets as targets
     from .api import explain, export, layers
     from .errors import PycamError
     from .explainer import Explainer
@@ -37,6 +41,9 @@ _HOME = {
     "vjp": "gradient",
 }
 
+_PACKAGES = ("compat", "frameworks", "pictures", "targets")
+"""Of their own names; `pycam.targets` is there without an import of its own."""
+
 __all__ = ["Explainer", "Explanation", "Preprocess", "PycamError", "explain", "export", "layers", "methods", "vjp"]
 
 
@@ -48,10 +55,12 @@ def __getattr__(name: str) -> Any:
             return version("pycam-onnx")
         except PackageNotFoundError:
             return "0+source"  # run from the source tree
+    if name in _PACKAGES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module 'pycam' has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, *_PACKAGES})

@@ -18,6 +18,11 @@ from .runtime.program import BATCH
 if TYPE_CHECKING:
     from .graph.builder import Lower
     from .graph.locate import Layer
+    from .graph.pins import Pins
+    from .graph.pixels import Layout
+    from .graph.sizes import Sizes
+    from .head.combine import Combine
+    from .targets.base import Target
 
 Model = Any  # path, bytes or onnx.ModelProto
 
@@ -78,13 +83,19 @@ def export(
     *,
     method: str = "gradcam",
     layer: str | Sequence[str] = "auto",
+    target: Target | None = None,
     output: str | None = None,
     outputs: Collection[str] = ("scores", "heatmaps", "raw"),
     preprocess: Preprocess | bool | None = None,
+    tokens: Sequence[int] | None = None,
+    size: Sizes | None = None,
+    layout: Layout | None = None,
+    pins: Pins | None = None,
     classes: int | None = None,
     lower: Lower = "fast",
     objective: str = "class",
     eigen_smooth: bool = False,
+    combine: Combine = "mean",
     batch: int = BATCH,
     **options: Any,
 ) -> Path:
@@ -99,7 +110,8 @@ def export(
     Args:
         model: Path, bytes or ModelProto.
         path: Where to write, checked before the work begins: a file `*.onnx`, or a folder, which is made.
-        method, layer, output, objective, eigen_smooth, options: See `Explainer`.
+        method, layer, target, output, tokens, size, layout, pins: See `Explainer`.
+        objective, eigen_smooth, combine, options: See `Explainer`.
         outputs: Which of "scores", "heatmaps", "raw" the graph returns.
         preprocess: Put preprocessing into the graph, whose input is then `image`, uint8 (N, H, W, 3): a `Preprocess`,
             or True for the one in the model's metadata.
@@ -118,9 +130,9 @@ def export(
     from .image import check_writable
 
     whole = Path(path).suffix != ""
-    target = check_writable(path, suffixes=(".onnx",)) if whole else Path(path)
-    if isinstance(model, (str, os.PathLike)) and target.exists() and os.path.samefile(model, target):
-        raise OutputError(f"{str(target)!r} is the model itself: write the explain graph somewhere else")
+    place = check_writable(path, suffixes=(".onnx",)) if whole else Path(path)
+    if isinstance(model, (str, os.PathLike)) and place.exists() and os.path.samefile(model, place):
+        raise OutputError(f"{str(place)!r} is the model itself: write the explain graph somewhere else")
     if type(batch) is not int or batch < 1:
         raise InputError(f"batch={batch!r}: give the number of variants that may go into one file, 1 or more")
     if classes not in (None, 1):
@@ -139,36 +151,52 @@ def export(
     from .compile import compile_model
     from .graph.save import check_place, save
 
-    check_place(target, 1, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)
+    check_place(place, 1, os.fspath(model) if isinstance(model, (str, os.PathLike)) else None)
 
     graph = compile_model(
         model,
         method=method,
         layer=layer,
+        target=target,
         output=output,
         outputs=outputs,
+        tokens=tokens,
+        size=size,
+        layout=layout,
+        pins=pins,
         many=classes != 1,
         preprocess=preprocess or None,
         lower=lower,
         objective=objective,
         eigen_smooth=eigen_smooth,
+        combine=combine,
         options=options,
         joined=batch if whole else 0,
     )
-    save(graph, target, metadata)
-    return target
+    save(graph, place, metadata)
+    return place
 
 
-def layers(model: Model, output: str | None = None) -> list[Layer]:
+def layers(
+    model: Model,
+    output: str | None = None,
+    *,
+    size: Sizes | None = None,
+    layout: Layout | None = None,
+    pins: Pins | None = None,
+) -> list[Layer]:
     """The layers that can be explained, in the order of computation: name, module path, shape, share of the compute.
 
     Args:
         model: Path, bytes or ModelProto.
         output: The model output that is explained; the first one if None.
+        size, layout, pins: See `Explainer`.
     """
-    from .graph.load import load
     from .graph.locate import list_layers, locate_score
     from .graph.normalise import normalise
+    from .graph.pins import prepared
+    from .graph.pixels import mark_image
 
-    graph = normalise(load(model)).graph
+    graph = normalise(prepared(model, size, pins)).graph
+    mark_image(graph, layout)
     return list_layers(graph, locate_score(graph, output).value)

@@ -1,6 +1,6 @@
 """The compiler: a model, a method, a layer, a target → an explain graph.
 
-    load → normalise → locate → method (which differentiates what it needs) → head → cut into stages → emit
+    load → normalise → target → locate → method (which differentiates what it needs) → head → cut into stages → emit
 
 Each step is a pure function of its own module; `compile_model` tells the story.
 """
@@ -10,30 +10,39 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 
 from .errors import InputError, LayerError, MethodError, ModelError
 from .graph import emit
-from .graph.builder import LOWERS, Builder, Lower
+from .graph.builder import LOWERS, PREFIX, Builder, Lower
 from .graph.cut import cut, join
 from .graph.depend import batched_inputs
 from .graph.fold import fold_batchnorm
 from .graph.load import Source, load
-from .graph.locate import Score, dims, locate_layers, locate_score, module_path
+from .graph.locate import dims, locate_layers, module_path
 from .graph.normalise import normalise
-from .graph.pixels import AXES, Image, embed_preprocess, image_input, image_size
-from .head.graph import from_minimum, heatmaps
+from .graph.pins import Pins, prepared
+from .graph.pixels import Image, Layout, embed_preprocess, image_input
+from .graph.shapes import appended, infer
+from .graph.sizes import Sizes
+from .graph.views import as_picture, as_positions, framed, model_value
+from .head.combine import COMBINES
+from .head.graph import from_minimum, map_heatmaps
 from .method import Method, check_options, get
 from .method.scene import Scene
 from .preprocess import Preprocess
+from .runtime.layouts import is_picture, position_axes
 from .runtime.metadata import PREPROCESS
 from .runtime.recipe import Recipe
 from .runtime.spec import KEY, Spec
-from .targets import objectives
-from .targets.classes import class_targets
+from .targets import Target, objectives
+from .targets.base import Candidates
+from .targets.choose import choose, class_input, target_count
+from .targets.outputs import Outputs
+from .targets.usual import usual
 
 OUTPUTS = ("scores", "heatmaps", "raw")
 
@@ -67,14 +76,20 @@ def compile_model(
     *,
     method: str = "gradcam",
     layer: str | Sequence[str] = "auto",
+    target: Target | None = None,
     output: str | None = None,
     outputs: Collection[str] = OUTPUTS,
+    tokens: Sequence[int] | None = None,
+    size: Sizes | None = None,
+    layout: Layout | None = None,
+    pins: Pins | None = None,
     many: bool = True,
     preprocess: Preprocess | None = None,
     stand_alone: bool = True,
     lower: Lower = "fast",
     objective: str = "class",
     eigen_smooth: bool = False,
+    combine: str = "mean",
     options: Mapping[str, Any] | None = None,
     joined: int = 0,
 ) -> ExplainGraph:
@@ -84,14 +99,20 @@ def compile_model(
         source: Path, bytes or ModelProto.
         method: A name of `pycam.methods()`.
         layer: Tensor name, node name, module path, "auto", or a list of them, whose maps are averaged.
-        output: The model output to explain; the first one if None.
+        target: What is explained; None: see `targets.usual`.
+        output: The model output to explain, where the target does not say; the first one if None.
         outputs: What the graph returns: any of "scores" (the model's own outputs), "heatmaps", "raw".
+        tokens: How tokens lie on the image's grid, where the graph does not tell: see `locate_layers`.
+        size: The image's height and width, or the dimensions of inputs, where the model leaves them free.
+        layout: How the axes of the image input lie, see `image_input`.
+        pins: Inputs that are one number, or array, for good: see `pin_inputs`.
         many: The graph takes any number K of targets per image; else exactly one.
         preprocess: Put this preprocessing into the graph: its input is then `image`, uint8 (N, H, W, 3).
         stand_alone: The result holds its weights; else it refers to the files in `folder`, which costs no memory.
         lower: "fast": what measures fastest on onnxruntime; "portable": only forms that every runtime gets right.
         objective: What is differentiated: a name of `targets.objectives.OBJECTIVES`.
         eigen_smooth: Project weighted activations onto their first singular vector in place of summing them.
+        combine: What the heatmap of several layers is of theirs: "mean", "max" or "product".
         options: Of the method.
         joined: Where a method has variants, and at most so many: one graph with all of them in one batch.
 
@@ -100,39 +121,50 @@ def compile_model(
     """
     found, goal = get(method), objectives.get(objective)
     settings = check_options(found, options or {})
-    _check(found, layer, lower, eigen_smooth)
+    _check(found, layer, lower, eigen_smooth, combine)
     wanted = _check_outputs(outputs)
 
-    loaded = load(source)
+    loaded = prepared(source, size, pins)
     if any(entry.key == KEY for entry in loaded.proto.metadata_props):
         raise ModelError("the model is an explain graph already: give the model that it was made from")
     model = normalise(loaded)
     graph = model.graph
-    x, layout = image_input(graph)
-    image = Image(x, layout) if preprocess is None else embed_preprocess(graph, x, preprocess)
-    located = locate_score(graph, output)
-    layers = locate_layers(graph, layer, located.value) if found.layers != "none" else []
-    fold_batchnorm(graph, keep=layers)
+    x, axes = image_input(graph, layout)
+    image = Image(x, axes) if preprocess is None else embed_preprocess(graph, x, preprocess)
+    taken = _targets(graph, image, output, many, goal.contrast)
+    aim = target if target is not None else usual(taken.model)
+    located = _candidates(aim, taken.model)
+    ends = located.ends if located.positions else ()
+    layers = locate_layers(graph, layer, located.z, ends, tokens) if found.layers != "none" else []
+    fold_batchnorm(graph, keep=[*layers, *located.ends])
+    seen = image.floats or (x if is_picture(axes) else as_picture(graph, x, position_axes(axes), "picture"))
 
     g = Builder(graph, lower=lower)
-    targets, against, chosen = class_targets(g, located.value, dims(image.value)[0], many, goal.contrast)
-    size = image_size(g, image)
-    scene = Scene(g, image.floats or x, layout, size, layers, located.value, chosen, goal, found.title, eigen_smooth)
+    chosen = choose(g, located, taken.model.targets, taken.against, taken.model.count)
+    frame = framed(g, image, seen, axes)
+    scene = Scene(g, *frame, layers, located.z, chosen, goal, found.title, eigen_smooth, located.fixed)
+    for name, value in located.extras.items():
+        scene.report(name, value)
     if chosen.against is not None:
         scene.report("against", chosen.against)
+    if aim.kind != "class" and found.targeted:  # whose score is the model's output itself
+        scene.report("score", objectives.CLASS.value(g, located.z, chosen))
     raws = [scene.read(raw) for raw in found(scene, settings)]
     shown = [from_minimum(g, raw) for raw in raws] if found.levels else raws
-    maps = heatmaps(g, shown, size, [dims(raw)[2:] for raw in raws]) if "heatmaps" in wanted else None
+    maps = map_heatmaps(g, shown, scene.grids, image, combine) if "heatmaps" in wanted else None
+    raws = [as_positions(g, raw, grid, scene.axes) for raw, grid in zip(raws, scene.grids, strict=False)]
     spec = replace(
-        _describe(graph, found, located, image, scene, many),
-        targets=targets.name or "",
-        against=against.name if against is not None else None,
+        _describe(graph, found, aim, located, image, scene, many),
+        targets=taken.model.targets.name or "",
+        against=taken.against.name if taken.against is not None else None,
+        given=taken.model.given,
         outputs=tuple(v.name or "" for v in graph.outputs) if "scores" in wanted else (),
         raw=tuple(g.free("raw" if len(raws) == 1 else f"raw.{i}") for i in range(len(raws))) if "raw" in wanted else (),
         heatmaps=g.free("heatmaps") if maps is not None else None,
         options=settings,
+        combine=combine,
     )
-    _set_outputs(graph, spec, image, scene, raws, maps)
+    _set_outputs(graph, spec, image, scene, located.shown, raws, maps)
     stages, recipe = _in_stages(graph, scene, spec, joined)
     metadata = {KEY: replace(spec, recipe=recipe).to_json()}
     if preprocess is not None:
@@ -164,13 +196,42 @@ def _check_outputs(outputs: Collection[str]) -> set[str]:
     return wanted
 
 
-def _describe(graph: ir.Graph, method: Method, located: Score, image: Image, scene: Scene, many: bool) -> Spec:
+class _Taken(NamedTuple):
+    """What the target is given."""
+
+    model: Outputs
+    against: ir.Value | None
+
+
+def _targets(graph: ir.Graph, image: Image, output: str | None, many: bool, contrast: bool) -> _Taken:
+    """The model's outputs beside the inputs `targets` and, for a contrast, `against`."""
+    g, batch = Builder(graph, f"{PREFIX}/target"), dims(image.value)[0]
+    targets = class_input(g, "targets", batch, many)
+    against = class_input(g, "against", batch, many) if contrast else None
+    count = target_count(g, targets) if many else None
+    return _Taken(Outputs(g, image.value, image.layout, targets, count, output), against)
+
+
+def _candidates(target: Target, model: Outputs) -> Candidates:
+    """What the target makes of the outputs, with shapes, as it will be differentiated."""
+    graph = model.g.graph
+    before = len(graph)
+    located = target.candidates(model)
+    infer(appended(graph, before), model.g.opsets, model.g.fresh("dim"))
+    if located.z not in located.ends:
+        located.z.name = f"{PREFIX}/{located.noun} scores of {located.output.name}"  # errors name it
+    return located
+
+
+def _describe(
+    graph: ir.Graph, method: Method, target: Target, located: Candidates, image: Image, scene: Scene, many: bool
+) -> Spec:
     """The spec, but for its inputs and outputs."""
-    classes, batch = dims(located.value)[1], dims(image.value)[0]
+    batch = dims(image.value)[0]
     own = [v for v in graph.inputs if v not in scene.seams.placeholders]
     return Spec(
         method=method.name,
-        layers=tuple(a.name or "" for a in scene.layers),
+        layers=tuple(model_value(a).name or "" for a in scene.layers),
         modules=tuple(module_path(node) if (node := a.producer()) is not None else "" for a in scene.layers),
         image=image.value.name or "",
         layout=image.layout,
@@ -181,7 +242,7 @@ def _describe(graph: ir.Graph, method: Method, located: Score, image: Image, sce
         raw=(),
         heatmaps=None,
         extras={name: scene.g.free(name) for name in scene.reports},
-        classes=classes if isinstance(classes, int) else None,
+        classes=located.classes,
         many=many,
         probabilities=located.probabilities,
         plan=method.plan if scene.varies else "single pass",
@@ -191,13 +252,19 @@ def _describe(graph: ir.Graph, method: Method, located: Score, image: Image, sce
         levels=method.levels,
         batched=tuple(v.name or "" for v in batched_inputs(own)),
         axes={v.name or "": axis for v in graph.outputs if (axis := _batch_axis(v, batch)) != 0},
-        notes=(*located.notes, *_axes_note(located.output, located.value)),
+        notes=located.notes,
+        target=target.kind,
+        target_options=target.options(),
+        noun=located.noun,
+        per_image=located.per_image,
     )
 
 
-def _check(method: Method, layer: str | Sequence[str], lower: Lower, eigen_smooth: bool) -> None:
+def _check(method: Method, layer: str | Sequence[str], lower: Lower, eigen_smooth: bool, combine: str) -> None:
     if lower not in LOWERS:
         raise InputError(f"lower={lower!r}: choose one of {', '.join(LOWERS)}")
+    if combine not in COMBINES:
+        raise InputError(f"combine={combine!r}: choose one of {', '.join(COMBINES)}")
     names: Any = [layer] if isinstance(layer, str) else layer
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise LayerError(f"layer={layer!r}: give a name, a list of names, or 'auto'")
@@ -226,18 +293,6 @@ def _in_stages(graph: ir.Graph, scene: Scene, spec: Spec, joined: int) -> tuple[
     return cut(graph, seams, single=batch == 1)
 
 
-def _axes_note(output: ir.Value, score: ir.Value) -> list[str]:
-    """What was taken for the classes, where that is a guess."""
-    shape = dims(score)
-    if len(shape) <= 2:
-        return []
-    note = (
-        f"the output {output.name!r} has shape {list(shape)}: axis 1 was taken for the classes, and a class's score is "
-        "the sum over the axes behind it (is it boxes, a mask or text? pycam explains classes)"
-    )
-    return [note]
-
-
 def _take_one_image(graph: ir.Graph, spec: Spec) -> None:
     """Let the inputs say that there is one image, where there are variants of it."""
     for value in graph.inputs:
@@ -262,6 +317,7 @@ def _set_outputs(
     spec: Spec,
     image: Image,
     scene: Scene,
+    shown: ir.Value | None,
     raws: Sequence[ir.Value],
     maps: ir.Value | None,
 ) -> None:
@@ -271,11 +327,12 @@ def _set_outputs(
     if not spec.outputs:
         graph.outputs.clear()
     if maps is not None and spec.heatmaps is not None:
-        size = [dims(image.value)[axis] for axis in AXES[image.layout]]
+        size = [dims(image.value)[axis] for axis in position_axes(image.layout)]
         emit.add_output(graph, maps, spec.heatmaps, [batch, count, *size], ir.DataType.FLOAT)
     for name, raw in zip(spec.raw, raws, strict=False):  # no names where raw maps are not wanted
         emit.add_output(graph, raw, name, [batch, count, *(dims(raw)[2:] or "??")], ir.DataType.FLOAT)
     for key, name in spec.extras.items():
         value = scene.reports[key]
         emit.add_output(graph, value, name, None, value.dtype or ir.DataType.FLOAT)
-    emit.add_output(graph, scene.explained or scene.chosen.explained, spec.explained, [batch, count], ir.DataType.INT64)
+    explained = scene.explained or shown or scene.chosen.explained
+    emit.add_output(graph, explained, spec.explained, [batch, count], ir.DataType.INT64)

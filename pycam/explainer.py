@@ -11,23 +11,32 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import BatchAxisError, HeadError, InputError, MethodError, ModelError, TargetError
+from .errors import BatchAxisError, InputError, MethodError, ModelError, TargetError
 from .explanation import Explanation
 from .head import pick
+from .head.combine import Combine, finished
 from .preprocess import Preprocess
 from .progress import progress as show_progress
 from .runtime.augment import smoothed
+from .runtime.built_in import check_exported, check_names, check_settled
 from .runtime.feeds import Targets, check_against, check_inputs, check_targets, describe_inputs
 from .runtime.folder import read_folder, stage_files
+from .runtime.found import check_found
+from .runtime.given import Call, check_given
+from .runtime.layouts import position_axes
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
 from .runtime.program import BATCH, Program, Staged, Whole
 from .runtime.session import make_session
-from .runtime.spec import ROUNDING, Spec
+from .runtime.spec import Spec
+from .targets.base import Target
 
 if TYPE_CHECKING:
     import onnx
 
     from .compile import ExplainGraph
+    from .graph.pins import Pins
+    from .graph.pixels import Layout
+    from .graph.sizes import Sizes
 
 OUTPUTS = ("scores", "heatmaps", "raw")
 
@@ -38,8 +47,11 @@ class Explainer:
     Args:
         model: Path, bytes or ModelProto of a model (compiled here), or of an exported explain graph (run as it is).
         method: A name of `pycam.methods()`.
-        layer: Tensor name, node name, module path of the source framework, "auto", or a list: their maps are averaged.
-        target: What to explain when a call does not say: None (the top class), a class, or "top3".
+        layer: Tensor name, node name, module path of the source framework, "auto", "all", or a list of names, whose
+            maps are combined.
+        target: What is explained: a value of `pycam.targets`, such as `Segmentation()`.  Else classes (or a
+            detection or segmentation, where the outputs look like one: `Explainer.spec.target` says), and this is what
+            to explain when a call does not say: None (the top class), a class, or "top3".
         providers: onnxruntime execution providers; an unavailable one is an error.  None: CUDA if there, else CPU.
         threads: Threads within an op; None leaves it to onnxruntime.
         head: "graph" (heatmaps are computed by the explain graph), "cpu" (native) or "reference".  None: the fastest.
@@ -48,6 +60,15 @@ class Explainer:
             "contrastive": the score less that of another class, why this and not that.
         eigen_smooth: Project the weighted activations onto their first singular vector in place of summing them.
         aug_smooth: Average the maps of six versions of the image: mirrored or not, its values times 0.9, 1 and 1.1.
+        combine: What the heatmap of several layers is of theirs: "mean", "max" or "product".  Those of each layer are
+            `Explanation.per_layer()`.
+        tokens: (height, width), (height, width, before) or (height, width, before, after): the grid of a transformer's
+            tokens, and how many special ones lie around it, where the graph does not tell.
+        size: The image's (height, width), or {input: dimensions}, for a model that leaves them free: then it is known
+            where tokens lie.  The explain graph takes this size alone.
+        layout: How the axes of the image input lie, where its shape does not tell: "NCHW", "NHWC"; of signals "NCL",
+            "NLC", "NL"; of volumes and video "NCDHW", "NDHWC".  {input: layout} also says which input is the image.
+        pins: {input: value} for inputs that are settings, the same for good: they become constants of the graph.
         batch: How many variants of an image may go through the model at once, for methods that need some: it bounds
             memory.  More are split.
         progress: Show how far the variants of an image are, on standard error.
@@ -76,7 +97,7 @@ class Explainer:
         model: str | os.PathLike[str] | bytes | onnx.ModelProto,
         method: str = "gradcam",
         layer: str | Sequence[str] = "auto",
-        target: Targets = None,
+        target: Target | Targets = None,
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         head: str | None = None,
@@ -85,6 +106,11 @@ class Explainer:
         objective: str = "class",
         eigen_smooth: bool = False,
         aug_smooth: bool = False,
+        combine: Combine = "mean",
+        tokens: Sequence[int] | None = None,
+        size: Sizes | None = None,
+        layout: Layout | None = None,
+        pins: Pins | None = None,
         batch: int = BATCH,
         progress: bool = False,
         **options: Any,
@@ -93,6 +119,7 @@ class Explainer:
             raise MethodError(f"method={method!r}: give a name of `pycam.methods()`")
         if isinstance(model, (str, os.PathLike)):
             model = os.path.abspath(model)  # it may be read again, from wherever the process is then
+        aim = target if isinstance(target, Target) else None
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
         self._batch, self._progress = _rows(batch), show_progress if progress else None
         self.aug_smooth = aug_smooth
@@ -108,25 +135,31 @@ class Explainer:
                 "source": model,
                 "method": method,
                 "layer": layer,
+                "target": aim,
                 "output": output,
                 "outputs": outputs,
+                "tokens": tokens,
+                "size": size,
+                "layout": layout,
+                "pins": pins,
                 "objective": objective,
                 "eigen_smooth": eigen_smooth,
+                "combine": combine,
                 "options": options,
             }
             self._one, self._many = self._build()
         else:
-            _check_exported(spec, method, layer, output, head, objective, eigen_smooth, options)
+            check_settled(spec, layout, pins)
+            check_exported(spec, method, layer, aim, output, head, objective, eigen_smooth, combine, options)
             self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
             self._one = self._load(model, spec)
             self._many = self._one if spec.many else None
         self.spec = self._one.spec
-        self.target = target
+        self.target: Targets = None if isinstance(target, Target) else target
         self.labels: tuple[str, ...] = tuple(metadata[LABELS].split("\n")) if LABELS in metadata else ()
         self.preprocess = Preprocess.from_json(metadata[PREPROCESS]) if PREPROCESS in metadata else None
         self.provider: str = self._one.session.get_providers()[0]
-        chosen = (self.spec.targets, self.spec.against)
-        inputs = tuple(i for i in describe_inputs(self._one.session) if i.name not in chosen)
+        inputs = tuple(i for i in describe_inputs(self._one.session) if i.name not in self.spec.chosen)
         one_by_one = self.spec.plan != "single pass"  # then any number of images will do
         self.inputs = tuple(i._replace(shape=(None, *i.shape[1:])) if one_by_one and i.shape else i for i in inputs)
 
@@ -141,7 +174,11 @@ class Explainer:
         return any(i.name == self.spec.image and i.dtype == np.uint8 for i in self.inputs)
 
     def __call__(
-        self, x: ArrayLike | Mapping[str, ArrayLike], targets: Targets = None, against: Targets = None
+        self,
+        x: ArrayLike | Mapping[str, ArrayLike],
+        targets: Targets = None,
+        against: Targets = None,
+        **given: Any,
     ) -> Explanation:
         """Explain a batch.
 
@@ -152,6 +189,7 @@ class Explainer:
                 best, and so on.
             against: For the objective "contrastive", the class that each target is held against: None (the best class
                 beside the target), an int or a label for all, or (N, K).
+            **given: What else the target takes, such as mask=, box=, position= or reference=: see its docstring.
 
         Raises:
             InputError: wrong name, shape or dtype, NaN or infinity.
@@ -161,32 +199,52 @@ class Explainer:
         wanted = self.target if targets is None else targets
         if not self.spec.targeted and targets is not None:
             raise TargetError(f"the method {self.spec.method!r} finds by itself what it explains: leave targets out")
-        chosen = check_targets(wanted, len(feeds[self.spec.image]), self.spec.classes, self.labels)
-        given = {self.spec.targets: chosen}
+        image = feeds[self.spec.image]
+        chosen = check_targets(wanted, len(image), self.spec.classes, self.labels)
+        arrays: dict[str, NDArray[Any]] = {self.spec.targets: chosen}
         if self.spec.against is not None:
-            given[self.spec.against] = check_against(against, chosen.shape, self.spec.classes, self.labels)
+            arrays[self.spec.against] = check_against(against, chosen.shape, self.spec.classes, self.labels)
         elif against is not None:
             raise TargetError("against= belongs to the objective 'contrastive': make the Explainer with it")
-        if not self.aug_smooth:
-            return self._explain(feeds, given)
-        return smoothed(self._explain, feeds, self.spec, given)
+        if self.spec.given or given:
+            images, count = chosen.shape
+            call = Call(images, count, *(1, *self._size(image))[-2:])
+            arrays |= check_given(given, self.spec.given, call, self.spec.target)
+        found = smoothed(self._explain, feeds, self.spec, arrays) if self.aug_smooth else self._explain(feeds, arrays)
+        check_found(self.spec, arrays, found.extras | {"explained": found.targets}, self.labels)
+        return found
 
-    def _explain(self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[np.int64]]) -> Explanation:
-        image = feeds[self.spec.image]
+    def embed(self, x: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
+        """The embeddings of other images: what the target `Similarity` takes as `reference=`.
+
+        Args:
+            x: See `__call__`.
+
+        Returns:
+            (N, D).
+
+        Raises:
+            InputError: see `__call__`.
+            TargetError: the target is no similarity.
+        """
+        if "embedding" not in self.spec.extras:
+            raise TargetError(f"the target {self.spec.target!r} compares no embeddings: use pycam.targets.Similarity()")
+        feeds = check_inputs(x, self.inputs, self.spec.image)
+        images = len(feeds[self.spec.image])
+        blank = {one.input: np.zeros(one.sizes(Call(images, 1, 1, 1)), one.dtype) for one in self.spec.given.values()}
+        targets = {name: np.full((images, 1), -1, np.int64) for name in (self.spec.targets, self.spec.against) if name}
+        return self._one.run(feeds, {**targets, **blank})[self.spec.extras["embedding"]]
+
+    def _size(self, image: NDArray[Any]) -> tuple[int, ...]:
+        """Height and width; length of a signal; depth, height and width of a volume."""
+        return tuple(image.shape[axis] for axis in position_axes(self.spec.layout))
+
+    def _explain(self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[Any]]) -> Explanation:
         spec, outputs = self._run(feeds, targets)
-        height, width = image.shape[2:] if spec.layout == "NCHW" else image.shape[1:3]
         raws = [outputs[name] for name in spec.raw]
-        shown = [_from_minimum(raw) for raw in raws] if spec.levels else raws
-        if self._head is not None:
-            try:
-                heatmaps, flat = self._head.finish(shown, (height, width))
-            except ValueError as error:
-                raise _not_finite(str(error)) from None
-        else:
-            heatmaps = outputs[spec.heatmaps or ""]
-            if not np.isfinite(heatmaps.sum()):
-                raise _not_finite("NaN in the heatmaps")
-            flat = np.all([m.max(axis=(2, 3)) <= 0 for m in shown or [heatmaps]], axis=0)
+        extras = {key: outputs[name] for key, name in spec.extras.items()}
+        size = self._size(feeds[spec.image])
+        heatmaps, flat = finished(self._head, raws, outputs.get(spec.heatmaps or ""), size, spec)
         scores = {name: outputs[name] for name in spec.outputs}
         return Explanation(
             heatmaps=heatmaps,
@@ -199,12 +257,14 @@ class Explainer:
             provider=self.provider,
             notes=spec.notes,
             labels=self.labels,
-            extras={key: outputs[name] for key, name in spec.extras.items()},
+            extras=extras,
             objective=spec.objective,
+            target=spec.target,
+            noun=spec.noun,
         )
 
     def _run(
-        self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[np.int64]]
+        self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[Any]]
     ) -> tuple[Spec, dict[str, NDArray[Any]]]:
         one, count = self._one, targets[self.spec.targets].shape[1]
         if count == 1:
@@ -212,8 +272,12 @@ class Explainer:
         many = self._several()
         if many is not None:
             return many.spec, many.run(feeds, targets)
-        runs = [one.run(feeds, {name: t[:, k : k + 1] for name, t in targets.items()}) for k in range(count)]
-        for_all = set(one.spec.outputs)  # the model's own
+        sliced = [
+            {name: array[:, k : k + 1] if name in one.spec.per_target else array for name, array in targets.items()}
+            for k in range(count)
+        ]
+        runs = [one.run(feeds, each) for each in sliced]
+        for_all = {*one.spec.outputs, *(one.spec.extras[key] for key in one.spec.per_image)}
         return one.spec, {
             name: first if name in for_all else np.concatenate([run[name] for run in runs], axis=1)
             for name, first in runs[0].items()
@@ -262,7 +326,7 @@ class Explainer:
             return self._started(stage_files(model), spec, None)
         source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
         program = self._started({"explain": source}, spec, None)
-        _check_names(program)
+        check_names(program)
         return program
 
     def _started(self, sources: Mapping[str, Any], spec: Spec, folder: Any) -> Program:
@@ -300,75 +364,3 @@ def _rows(batch: Any) -> int:
     if rows < 1:
         raise InputError(f"batch={batch!r}: give the number of rows that may go through the model at once, 1 or more")
     return rows
-
-
-def _plain(value: object) -> object:
-    """An option as it comes back from JSON."""
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _from_minimum(raw: NDArray[np.float32]) -> NDArray[np.float32]:
-    """See `head.graph.from_minimum`."""
-    lifted = raw - raw.min(axis=(2, 3), keepdims=True)
-    noise = np.abs(raw).max(axis=(2, 3), keepdims=True) * np.float32(ROUNDING)
-    return np.asarray(np.where(lifted.max(axis=(2, 3), keepdims=True) <= noise, 0, lifted), np.float32)
-
-
-def _not_finite(why: str) -> InputError:
-    return InputError(f"the explanation is not finite ({why}): this input makes the model's numbers overflow")
-
-
-def _check_names(program: Program) -> None:
-    """Inputs and outputs that the graph says it has must be there."""
-    session, spec = program.session, program.spec
-    there = {value.name for value in (*session.get_inputs(), *session.get_outputs())}
-    missing = [name for name in (spec.image, spec.targets, *spec.returned) if name not in there]
-    if missing:
-        raise ModelError(
-            f"the explain graph's own description names {missing[0]!r}, which is not there: export it again"
-        )
-
-
-def _check_exported(
-    spec: Spec,
-    method: str,
-    layer: str | Sequence[str],
-    output: str | None,
-    head: str | None,
-    objective: str,
-    eigen_smooth: bool,
-    options: Mapping[str, Any],
-) -> None:
-    """An exported graph has its method, layer and output built in: asking for others must not pass in silence."""
-    names = list(zip(spec.layers, spec.modules, strict=True))
-    asked = [layer] if isinstance(layer, str) else list(layer)
-    same_layer = layer in ("auto", spec.layer) or (
-        len(asked) == len(names) and all(one in known for one, known in zip(asked, names, strict=True))
-    )
-    separators = str.maketrans("", "", "-_ ")  # which names of methods may hold or not, see method.registry
-    same_method = method.lower().translate(separators) in ("gradcam", spec.method.translate(separators))
-    fine = {
-        "layer": same_layer,
-        "output": output in (None, spec.score),
-        "method": same_method,
-        "objective": objective in ("class", spec.objective),
-        "eigen_smooth": not eigen_smooth or spec.eigen_smooth,
-        **{name: name in spec.options and spec.options[name] == _plain(value) for name, value in options.items()},
-    }
-    wrong = [name for name, same in fine.items() if not same]
-    if wrong:
-        built: dict[str, Any] = {
-            "method": spec.method,
-            "layer": spec.layer,
-            "output": spec.score,
-            "objective": spec.objective,
-        }
-        built |= {"eigen_smooth": spec.eigen_smooth, **spec.options}
-        raise MethodError(
-            f"the explain graph has its {', '.join(wrong)} built in ("
-            f"{', '.join(f'{name} {value!r}' for name, value in built.items())}): export the model again for another"
-        )
-    if head == "graph" and spec.heatmaps is None:
-        raise HeadError("the explain graph returns raw maps only: choose another head, or export it with heatmaps")
-    if head not in (None, "graph") and not spec.raw:
-        raise HeadError(f"the explain graph returns heatmaps only, so the head {head!r} has nothing to do")

@@ -376,12 +376,12 @@ def test_two_inputs(cnn: Net, images: np.ndarray, draw: Any) -> None:
 
 
 def test_scores_with_positions_are_summed(text_model: Any, draw: Any) -> None:
-    """A segmentation output (N, C, H, W): the score is the class's sum over positions."""
+    """An output (N, C, H, W) taken for classes: the score is the class's sum over positions."""
     w = draw(5, 4, 1, 1)
     head = "(float[N, 4, 6, 7] x) => (float[N, 5, 6, 7] y) {{ {} }}"
     model = text_model(head.format("a = Relu(x) b = Tanh(a) y = Conv(b, w)"), w=w)
     x = draw(2, 4, 6, 7)
-    result = pycam.Explainer(model, layer="b", method="hirescam")(x, [[1, -1]] * 2)
+    result = pycam.Explainer(model, layer="b", method="hirescam", target=pycam.targets.Class())(x, [[1, -1]] * 2)
     scores = np.asarray(result.scores).sum(axis=(2, 3))
     assert result.targets[:, 1].tolist() == scores.argmax(axis=1).tolist()
     b = np.tanh(np.maximum(x, 0))

@@ -81,8 +81,10 @@ def _coverage(model: str) -> None:
     from pycam.graph.load import load
     from pycam.graph.locate import list_layers, locate_score, workable_layers
     from pycam.graph.normalise import normalise
+    from pycam.graph.pixels import mark_image
 
     graph = normalise(load(model)).graph
+    mark_image(graph)
     score = locate_score(graph).value
     path = between(list(graph), list(graph.inputs), [score])
     counts = Counter((node.domain, node.op_type) for node in path.nodes)

@@ -18,14 +18,18 @@ from pycam.errors import InputError, OutputError, PycamError, TargetError
 from pycam.progress import progress
 
 from . import timing, wording
+from .aim import add_region_arguments, inputs, region
+from .draw import add_picture_arguments, check_picture_arguments, colours, marks, overlays
 from .options import add_method_arguments, method_arguments
 
 if TYPE_CHECKING:
     from pycam.explainer import Explainer
     from pycam.explanation import Explanation
+    from pycam.pictures import Entry
     from pycam.preprocess import Preprocess
 
 HELP = "explain photos"
+_RANKED = ("class", "probability", "log_odds", "one_vs_rest")  # targets of which people want the best three
 _GUESSED = {1: "values from 0 to 1 were", 3: "ImageNet's mean and deviation were"}  # by channels, see `Preprocess`
 
 
@@ -46,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--against", help="with --objective contrastive: the class to hold the target against (default: the next best)"
     )
+    add_region_arguments(parser)
     parser.add_argument(
         "--aug-smooth", action="store_true", help="average over six versions of the photo: mirrored, darker, brighter"
     )
@@ -57,8 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         help="picture to write, or a folder for several photos (default: <photo>_explained.png in the current folder)",
     )
-    parser.add_argument("--colormap", default="jet", help="jet, turbo, viridis, inferno, magma or gray (default: jet)")
-    parser.add_argument("--alpha", type=float, default=0.5, help="opacity of the heatmap, 0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--report", help="HTML file to write as well: all photos with sliders, usable without a network"
+    )
+    add_picture_arguments(parser)
     parser.add_argument("--provider", action="append", help="onnxruntime execution provider, in order of preference")
     parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
     parser.add_argument("--labels", help="text file with one class name per line (default: those in the model)")
@@ -80,13 +87,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Explain every photo; a photo that fails does not stop the others, but makes the exit code 1."""
     from pycam.api import ASSETS, DEFAULT_MODEL, preprocess_of
-    from pycam.colormap import colormap
     from pycam.explainer import Explainer
+    from pycam.image import check_writable
 
     images = [Path(p) for p in arguments.images] or [ASSETS / "coffee.jpg"]
-    colormap(arguments.colormap)
-    if not 0 <= arguments.alpha <= 1:
-        raise InputError(f"--alpha {arguments.alpha}: give an opacity between 0 and 1")
+    check_picture_arguments(arguments)
+    page = check_writable(arguments.report, suffixes=(".html", ".htm")) if arguments.report else None
     outs = _plan_outputs(images, arguments.out)
     model = arguments.model or DEFAULT_MODEL
     explainer = Explainer(
@@ -105,16 +111,19 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         for note in (*explainer.spec.notes, *notes):
             print(f"note: {note}")
-    failed = 0
+    failed, entries = 0, []
     for path, out in progress(list(zip(images, outs, strict=True))):
         try:
-            report, text = _explain(path, out, explainer, pre, arguments, model if len(images) == 1 else None)
+            report, text, entry = _explain(path, out, explainer, pre, arguments, model if len(images) == 1 else None)
         except PycamError as error:
             failed += 1
             print(f"pycam: {path}: {error}", file=sys.stderr)
             continue
         report["notes"] += notes
+        entries += [entry] if page is not None else []
         print(json.dumps(report) if arguments.json else text, flush=True)
+    if page is not None and entries:
+        _write_page(page, entries, str(model), arguments)
     if failed and len(images) > 1:
         print(f"pycam: {failed} of {len(images)} photos failed", file=sys.stderr)
     return 1 if failed else 0
@@ -127,20 +136,22 @@ def _explain(
     pre: Preprocess,
     arguments: argparse.Namespace,
     timed: Any,
-) -> tuple[dict[str, Any], str]:
-    """Explain one photo, write its picture, and report, for JSON and as text.
+) -> tuple[dict[str, Any], str, Entry]:
+    """Explain one photo, write its picture, and report: for JSON, as text, and for the HTML page.
 
     `timed`: the model to measure beside it, or None.
     """
     from pycam.api import feed
     from pycam.image import crop, read, write
-    from pycam.picture import picture
+    from pycam.pictures import Entry, picture
 
-    photo = crop(read(path), pre)
-    x = feed(explainer, photo, pre)
+    whole = read(path)
+    photo = crop(whole, pre)
+    x = inputs(arguments, explainer, feed(explainer, photo, pre))
+    given = region(arguments, explainer, whole, pre)
     target = _targets(arguments.target, explainer)
     forward, why = timing.forward_ms(timed, explainer, x, arguments) if timed is not None else (None, "")
-    result, taken = timing.timed(lambda: explainer(x, target, arguments.against), again=timed is not None)
+    result, taken = timing.timed(lambda: explainer(x, target, arguments.against, **given), again=timed is not None)
     times = {"explanation": taken} | ({"forward": forward} if forward is not None else {})
     scores = _scores(explainer, result)
     report: dict[str, Any] = {
@@ -154,15 +165,17 @@ def _explain(
         report["against"] = [[wording.rival(result, k) for k in shown]]
     report["notes"] += [why] if why else []
     report["times_ms"] = times
+    colormap, caption = colours(result, arguments)
     write(
         out,
         picture(
             photo,
-            result.overlay(photo[None], arguments.colormap, arguments.alpha)[0],
+            overlays(result, photo, arguments),
             [wording.title(result, k) for k in shown],
             [_subtitle(scores, result, k) for k in shown],
-            colormap=arguments.colormap,
-            caption=wording.CAPTIONS[result.objective],
+            colormap=colormap,
+            caption=caption,
+            marks=marks(result, arguments),
             footer=" · ".join(
                 [
                     *filter(None, [result.method, result.layer, wording.objective(result)]),
@@ -173,7 +186,17 @@ def _explain(
             photo_title=path.name,
         ),
     )
-    return report, _text(report, result, why)
+    return report, _text(report, result, why), Entry(path.name, photo, (result,), explainer.spec.score)
+
+
+def _write_page(path: Path, entries: Sequence[Entry], model: str, arguments: argparse.Namespace) -> None:
+    """The HTML report of all photos."""
+    from pycam.pictures import write_report
+
+    alpha = 0.5 if arguments.alpha is None else arguments.alpha
+    write_report(path, entries, colormap=arguments.colormap, alpha=alpha, facts={"model": Path(model).name})
+    if not arguments.json:
+        print(f"wrote {path}")
 
 
 def _text(report: dict[str, Any], result: Explanation, why: str) -> str:
@@ -181,7 +204,7 @@ def _text(report: dict[str, Any], result: Explanation, why: str) -> str:
     top = [f"  {p:6.1%}  {label}" if 0 <= p <= 1 else f"  {p:8.3f}  {label}" for label, p in report["top"]]
     shown = range(result.targets.shape[1])
     aim = wording.objective(result)
-    concepts = [(wording.title(result, k), wording.concept_score(result, k)) for k in shown]
+    concepts = [(wording.title(result, k), wording.own_score(result, k)) for k in shown]
     lines = [
         report["photo"],
         *top,
@@ -202,7 +225,7 @@ def _at(layer: str) -> str:
 
 def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
     note = wording.flat_shortly(result) if result.flat[0, k] else ""
-    value = wording.concept_score(result, k)
+    value = wording.own_score(result, k)
     if value is not None:
         return " · ".join(filter(None, [f"score {value:.3g}", note]))
     if scores is None:
@@ -213,6 +236,8 @@ def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
 
 def _scores(explainer: Explainer, result: Explanation) -> NDArray[Any] | None:
     """Class scores of one photo, as probabilities where there are several classes; None if they are not a vector."""
+    if explainer.spec.target not in _RANKED:
+        return None
     found = result.scores[explainer.spec.score] if isinstance(result.scores, dict) and result.scores else result.scores
     if isinstance(found, dict) or found.ndim != 2:
         return None
@@ -240,7 +265,7 @@ def _targets(given: Sequence[str] | None, explainer: Explainer) -> Any:
     from pycam.runtime.feeds import DEEPEST, check_targets
 
     if given is None:
-        return "top3" if explainer.spec.targeted else None
+        return "top3" if explainer.spec.targeted and explainer.spec.target in _RANKED else None
     if not explainer.spec.targeted:
         return given[0]  # the explainer says that it takes none
     row: list[int] = []

@@ -6,6 +6,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from .aim import add_model_arguments, model_arguments
 from .options import refuse_exported
 from .table import table
 
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="ONNX file (default: the model that ships with pycam)")
     parser.add_argument("--output", help="the model output that is explained (default: the first)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    add_model_arguments(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -25,7 +27,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     model = arguments.model or DEFAULT_MODEL
     refuse_exported(model)
-    found = layers(model, arguments.output)
+    found = layers(model, arguments.output, **model_arguments(arguments))
     if arguments.json:
         print(json.dumps([asdict(layer) for layer in found]))
         return 0

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from pycam.errors import InputError, MethodError, ModelError
 
+from .aim import add_target_arguments, target_arguments
+
 if TYPE_CHECKING:
     from pycam.runtime.spec import Spec
 
@@ -32,7 +34,13 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="see `pycam layers`; repeat to average several (methods that look at one layer take one) (default: auto)",
     )
+    parser.add_argument(
+        "--combine",
+        default="mean",
+        help="what the map of several layers is of theirs: mean, max, product (default: mean)",
+    )
     parser.add_argument("--output", help="the model output to explain (default: the first)")
+    add_target_arguments(parser)
     parser.add_argument(
         "--objective",
         default="class",
@@ -58,6 +66,8 @@ def method_arguments(arguments: argparse.Namespace, model: Any) -> dict[str, Any
         "output": arguments.output,
         "objective": arguments.objective,
         "eigen_smooth": arguments.eigen_smooth,
+        **({"combine": arguments.combine} if "combine" in arguments else {}),
+        **target_arguments(arguments),
         **_options(arguments.option, arguments.method, model),
     }
 

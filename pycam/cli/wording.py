@@ -7,13 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pycam.explanation import Explanation
 
-# objective → what the two ends of the colour bar mean
-CAPTIONS = {
-    "class": ("does not matter", "matters"),
-    "counterfactual": ("does not matter", "speaks against it"),
-    "contrastive": ("does not matter", "tells them apart"),
-}
-
 
 def rival(result: Explanation, k: int) -> str | None:
     """Name of the class that map k of the first image is held against; None unless the objective is a contrast."""
@@ -56,11 +49,12 @@ def title(result: Explanation, k: int) -> str:
     return f"concept {k + 1} → {label}" if "concepts" in result.extras else label
 
 
-def concept_score(result: Explanation, k: int) -> float | None:
-    """The score of concept k for its class; None for a method that was given its targets."""
-    if "concepts" not in result.extras:
-        return None
-    return float(result.extras["concepts"][0, k, int(result.targets[0, k])])
+def own_score(result: Explanation, k: int) -> float | None:
+    """The score of map k: of a concept for its class, or of a target that is no class; None where the class's own
+    score says it."""
+    if "concepts" in result.extras:
+        return float(result.extras["concepts"][0, k, int(result.targets[0, k])])
+    return float(result.extras["score"][0, k]) if "score" in result.extras else None
 
 
 def _side(result: Explanation) -> str:

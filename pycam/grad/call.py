@@ -20,6 +20,9 @@ from . import registry
 Dim = int | str | None
 """A dimension: its size, its symbolic name, or None where nothing is known."""
 
+TARGETS = "K"
+"""The name of the size that is the number of targets per image, a few."""
+
 
 HALF = tuple(d for d in ir.DataType if d.is_floating_point() and d.bitwidth <= 16)
 """Types whose gradients are computed in float32: float16, bfloat16 and what is smaller."""
@@ -90,10 +93,11 @@ class Repeat:
         return self.arrays[value]
 
     def heavy(self, limit: int = 1 << 16) -> bool:
-        """Whether the graph still repeats a value with more than `limit` numbers per image, or an unknown number."""
+        """Whether the graph still repeats a value with more than `limit` numbers per image and target, or an unknown
+        number."""
         for value, tiled in self.tiled.items():
             tile = tiled.producer()
-            sizes = list(value.shape or [])[1:]
+            sizes = [d for d in list(value.shape or [])[1:] if d != TARGETS]
             known = [d for d in sizes if isinstance(d, int)]
             used = tile is not None and tile.graph is not None  # simplification may have dropped it
             if used and (len(known) < len(sizes) or math.prod(known) > limit):

@@ -37,7 +37,7 @@ def one_target(n: Call, why: str) -> None:
     """Refuse a node whose gradients for several targets cannot travel in one batch, if there are several."""
     if n.repeat.count is not None:
         raise BatchAxisError(f"{describe(n.node)} {why}, so several targets cannot share one pass: "
-                             "compile for one target per image")  # fmt: skip
+                             "compile for one target per image (classes=1)")  # fmt: skip
 
 
 def positions(g: Builder, size: int | ir.Value) -> ir.Value:

@@ -95,5 +95,5 @@ def _refuse_shared(n: Call) -> None:
     if n.repeat.count is not None:
         raise BatchAxisError(
             f"{describe(n.node)} reads input {n.i} without a batch axis, so several targets cannot share one pass: "
-            "compile for one target per image"
+            "compile for one target per image (classes=1)"
         )

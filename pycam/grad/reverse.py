@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from pycam.errors import BatchAxisError, InputError, UnsupportedOpError
 from pycam.graph.builder import Builder
-from pycam.graph.depend import batched_inputs, batched_values
+from pycam.graph.depend import batched_inputs, batched_values, is_held
 from pycam.graph.quantised import carries_nothing, is_quantised
 from pycam.graph.shapes import infer, reads
 
@@ -55,7 +55,7 @@ def differentiate(
         if moving is not None:
             raise BatchAxisError(
                 f"{describe(moving)} moves the batch axis, so several targets cannot share one pass: "
-                "compile for one target per image"
+                "compile for one target per image (classes=1)"
             )
     batched = batched_values(
         batched_inputs(g.graph.inputs), list(g.graph)
@@ -193,8 +193,11 @@ def _differentiable_reads(node: ir.Node) -> list[ir.Value]:
 
 
 def carries_gradient(value: ir.Value) -> bool:
-    """Whether a gradient flows through `value`: it is floating, or a quantised float; or its dtype is unknown."""
-    if carries_nothing(value):
+    """Whether a gradient flows through `value`: it is floating, or a quantised float; or its dtype is unknown.
+
+    None flows where `graph.depend.hold` says so.
+    """
+    if carries_nothing(value) or is_held(value):
         return False
     return value.dtype is None or value.dtype.is_floating_point() or is_quantised(value)
 
@@ -211,7 +214,7 @@ def unbroadcast(
     if lead and call.repeat.count is not None:
         raise BatchAxisError(
             f"{describe(call.node)} reads input {call.i} without a batch axis, so several targets cannot "
-            "share one pass: compile for one target per image"
+            "share one pass: compile for one target per image (classes=1)"
         )
     pairs = list(zip(wide[lead:], narrow, strict=True))
     repeated = call.repeat.count is not None and lead == 0  # then axis 0 is K·N in both

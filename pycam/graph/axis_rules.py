@@ -13,6 +13,7 @@ from .axes import (
     Dims,
     Known,
     Role,
+    Tokens,
     axis_of,
     best,
     complete,
@@ -29,23 +30,38 @@ from .axes import (
     tokens_of,
 )
 from .builder import constant_of
+from .depend import IMAGE
 
 
-def follow_axes(graph: ir.Graph) -> dict[ir.Value, Axes]:
-    """The axes of every value that can be followed from the graph's image inputs."""
+def follow_axes(graph: ir.Graph, tokens: Tokens | None = None) -> dict[ir.Value, Axes]:
+    """The axes of every value that can be followed from the graph's image inputs; `tokens` says how those lie that are
+    as many, whatever the graph says."""
     known = {x: axes for x in graph.inputs if (axes := _image(x)) is not None}
     for node in graph:
         rule = _RULES.get(node.op_type, _alike) if node.domain in ("", "com.microsoft") else _alike
         made = zip(node.outputs, rule(node, known), strict=False)
         known.update((y, axes) for y, axes in made if axes is not None and fits(axes, dims(y)))
+        if tokens is not None:
+            known.update((y, axes) for y in node.outputs if (axes := _given(y, known.get(y), tokens)) is not None)
     return known
+
+
+def _given(y: ir.Value, found: Axes | None, tokens: Tokens) -> Axes | None:
+    """The axes of (N, T, C) where `tokens` says how the T tokens lie, and nothing is known that they could not be."""
+    shape = dims(y)
+    if len(shape) != 3 or shape[1] != tokens.total or y.dtype is None or not y.dtype.is_floating_point():
+        return None
+    channels = axis_of("other", shape[2])
+    fine = found is None or (found[0] == BATCH_AXIS and on_grid(found[1]) and not on_grid(found[2]))
+    return (BATCH_AXIS, lay_out(tokens), channels) if channels is not None and fine else None
 
 
 def _image(x: ir.Value) -> Axes | None:
     shape = dims(x)
     if len(shape) != 4:
         return None
-    last = shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
+    told = x.meta.get(IMAGE)
+    last = told == "NHWC" if told is not None else shape[3] in (1, 3, 4) and shape[1] not in (1, 3, 4)
     roles: tuple[Role, ...] = ("rows", "columns", "other") if last else ("other", "rows", "columns")
     axes = [axis_of(role, d) for role, d in zip(roles, shape[1:], strict=True)]
     return (BATCH_AXIS, *(a for a in axes if a is not None)) if None not in axes else None

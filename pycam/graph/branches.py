@@ -13,7 +13,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as passes
 
 from .builder import constant_of
-from .shapes import subgraphs
+from .depend import IMAGE, OF_SHAPE
+from .shapes import reads, subgraphs
 
 
 def open_subgraphs(model: ir.Model, renamed: dict[str, str]) -> bool:
@@ -48,6 +49,22 @@ def inner_graphs(graph: ir.Graph) -> Iterator[ir.Graph]:
         for body in subgraphs(node):
             yield body
             yield from inner_graphs(body)
+
+
+def branching(graph: ir.Graph) -> str:
+    """What would help where features lie within branches; "" if the model has none that depend on inputs."""
+    conditions = [node.inputs[0] for node in graph if node.op_type == "If" and node.domain == ""]
+    behind = {x for x in conditions if x is not None}
+    for node in reversed(list(graph)):
+        if not behind.isdisjoint(node.outputs) and node.op_type not in OF_SHAPE:
+            behind.update(reads(node))
+    names = [x.name or "" for x in graph.inputs if x in behind and IMAGE not in x.meta]
+    if not names:
+        return ""
+    return (
+        f"; the model branches (If) on its input {' and '.join(map(repr, names))}, and what lies within a branch is no "
+        f"layer: if that is a setting, pin it, as in pins={{{names[0]!r}: …}}"
+    )
 
 
 def _name_apart(graph: ir.Graph, renamed: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from pycam.errors import MethodError
 
 from .builder import Builder
-from .depend import OF_SHAPE, batched_inputs, batched_values, depending, needed
+from .depend import OF_SHAPE, batched_inputs, batched_values, depending, hold, is_held, needed
 from .shapes import reads
 
 
@@ -53,6 +53,8 @@ def clone(
     for node in copied:
         for old, y in zip(node.outputs, _copy(g, node, result).outputs, strict=True):
             y.type = old.type
+            if is_held(old):
+                hold(y)
             y.shape = _renamed(old.shape, names) if old.shape is not None else None
             result[old] = y
     for y in wanted:
@@ -62,10 +64,11 @@ def clone(
 
 
 def _sized(nodes: Sequence[ir.Node], batched: frozenset[ir.Value]) -> set[ir.Value]:
-    """The values that are computed from sizes of batched values, and constants, alone."""
+    """The values that are computed from sizes of batched values, and constants, alone; sizes behind the batch's axis
+    are the same for all rows."""
     sized: set[ir.Value] = set()
     for node in nodes:
-        if node.op_type in OF_SHAPE and node.inputs[0] in batched:
+        if node.op_type in OF_SHAPE and node.inputs[0] in batched and node.attributes.get_int("start", 0) == 0:
             sized.update(node.outputs)
             continue
         varying = [x for x in reads(node) if x.const_value is None]

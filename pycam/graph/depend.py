@@ -11,6 +11,21 @@ from .shapes import reads
 OF_SHAPE = ("Shape", "Size")
 """Ops that read no number of their input."""
 
+HELD = "held"
+
+IMAGE = "image"
+"""Key of the layout that the image input remembers: see `pixels.image_input`."""
+
+
+def hold(value: ir.Value) -> None:
+    """Let no gradient flow through `value`, as if it were a constant; copies of it as well."""
+    value.meta[HELD] = True
+
+
+def is_held(value: ir.Value) -> bool:
+    """Whether no gradient is to flow through `value`."""
+    return HELD in value.meta
+
 
 def depending(nodes: Sequence[ir.Node], on: Iterable[ir.Value]) -> set[ir.Value]:
     """`on`, and every value that is computed from one of them; `nodes` in topological order."""
@@ -36,10 +51,11 @@ def batched_inputs(inputs: Iterable[ir.Value]) -> list[ir.Value]:
     """The inputs whose first axis is that of the image's batch; the others are settings, the same for all images.
 
     A setting has no axes, or a first one of a fixed size that the batch has not; a row of one number, too, is one
-    beside a batch of one.  The image is the first input of rank 4.
+    beside a batch of one.  The image is the input that remembers its layout, else the first of rank 4.
     """
     every = list(inputs)
-    image = next((v for v in every if v.shape is not None and len(v.shape) == 4), None)
+    images = [v for v in every if v.shape is not None and (IMAGE in v.meta or len(v.shape) == 4)]
+    image = next((v for v in images if IMAGE in v.meta), images[0] if images else None)
     if image is None or image.shape is None:
         return every
     batch = image.shape[0]

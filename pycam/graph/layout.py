@@ -17,19 +17,28 @@ _LAYOUT_SENSITIVE = {
 _MOVES = {"Concat", "Slice", "Split", "Pad", "Gather"}
 """Ops that keep the axes and change their sizes."""
 
-_TO_LAST, _TO_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
+RANKS = (3, 4, 5)
+"""Axes of features: of signals, pictures, volumes."""
+TO_LAST = {rank: [0, *range(2, rank), 1] for rank in RANKS}
+"""Rank → the permutation that takes channels from the second axis to the last."""
+TO_FIRST = {rank: [0, rank - 1, *range(1, rank - 1)] for rank in RANKS}
+"""Rank → the permutation that takes channels from the last axis to the second."""
 
 
 def channels_last(value: ir.Value) -> bool:
-    """Whether features are (N, h, w, C): a linear layer works along their last axis, or a Transpose made them so, and
-    nothing but elementwise ops came after it."""
-    if any(_along_last(use.node) for use in value.uses()):
+    """Whether features are (N, h, w, C), (N, l, C), (N, d, h, w, C): a linear layer works along their last axis, or a
+    Transpose made them so, and nothing but elementwise ops came after it."""
+    rank = len(dims(value))
+    if any(_along_last(use.node, rank) for use in value.uses()):
         return True
     while (node := before_rounding(value).producer()) is not None and node.op_type not in _LAYOUT_SENSITIVE:
-        if _along_last(node):
+        if _along_last(node, rank):
             return True
         if node.op_type == "Transpose":
-            return list(node.attributes.get_ints("perm", [])) == _TO_LAST
+            return list(node.attributes.get_ints("perm", [])) == TO_LAST.get(rank)
+        if node.op_type == "Reshape" and rank == 4:
+            x = node.inputs[0]
+            return x is not None and len(dims(x)) == 3 and isinstance(dims(x)[2], int) and dims(x)[2] == dims(value)[3]
         alike = [x for x in node.inputs if x is not None and x.const_value is None and same_features(x, value)]
         if not alike:
             return False
@@ -37,13 +46,16 @@ def channels_last(value: ir.Value) -> bool:
     return False
 
 
-def _along_last(node: ir.Node) -> bool:
-    """Whether a node takes the last of four axes for the channels: to normalise along, or to multiply by a matrix."""
+def _along_last(node: ir.Node, rank: int) -> bool:
+    """Whether a node takes the last of so many axes for the channels: to normalise along, or to multiply by a matrix;
+    or takes time out in front of the batch, for a recurrent layer."""
     x = node.inputs[0] if node.inputs else None
-    if x is None or len(dims(x)) != 4:
+    if x is None or len(dims(x)) != rank:
         return False
     if node.op_type == "LayerNormalization":
-        return node.attributes.get_int("axis", -1) in (-1, 3)
+        return node.attributes.get_int("axis", -1) in (-1, rank - 1)
+    if node.op_type == "Transpose" and rank == 3:
+        return list(node.attributes.get_ints("perm", [])) == [1, 0, 2]
     weight = node.inputs[1] if node.op_type == "MatMul" else None
     return weight is not None and weight.const_value is not None and len(dims(weight)) == 2
 
@@ -67,8 +79,8 @@ def channels_first(graph: ir.Graph, value: ir.Value) -> ir.Value:
     if value.producer() is None or not channels_last(value):
         return value
     g, uses = Builder(graph), list(value.uses())
-    first = g.Transpose(value, perm=_TO_FIRST)
-    back = g.Transpose(first, perm=_TO_LAST)
+    first = g.Transpose(value, perm=TO_FIRST[4])
+    back = g.Transpose(first, perm=TO_LAST[4])
     assert value.shape is not None
     n, h, w, c = value.shape
     first.type, first.shape = value.type, ir.Shape([n, c, h, w])
@@ -87,7 +99,7 @@ def on_image(graph: ir.Graph) -> set[ir.Value]:
     for node in graph:
         inputs = [x for x in node.inputs if x in grid]
         if node.op_type == "Transpose":
-            stays = list(node.attributes.get_ints("perm", [])) in (_TO_FIRST, _TO_LAST)
+            stays = list(node.attributes.get_ints("perm", [])) in (TO_FIRST[4], TO_LAST[4])
         else:
             stays = node.op_type in _MOVES or any(same_features(x, node.outputs[0]) for x in inputs)
         if node.op_type in _LAYOUT_SENSITIVE or (inputs and stays):

@@ -166,10 +166,11 @@ def matmul(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value |
 
 
 def reshape(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:
-    """`reshape(reshape(x)) = reshape(x)`, unless the outer shape copies a size (0) that only the inner one has."""
+    """`reshape(reshape(x)) = reshape(x)`, unless the outer shape copies a size (0) that only the inner one has;
+    `reshape(expand(x)) = expand(reshape(x))` where the stretched axes are put together, or cut apart."""
     inner, shape = _producer(inputs[0], "Reshape"), inputs[1]
     if inner is None or shape is None:
-        return None
+        return _reshape_spread(g, inputs)
     sizes = _ints(shape)
     if sizes is None and "tail" not in shape.meta:
         return None
@@ -188,6 +189,24 @@ def reshape(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value 
         # where the inner one copies as well, 0 has the same meaning for `x`
         shape = g.constant([s or between[i] for i, s in enumerate(sizes)])
     return g.emit("Reshape", [inner.inputs[0], shape], attributes)[0]
+
+
+def _reshape_spread(g: Builder, inputs: Inputs) -> ir.Value | None:
+    """A gradient that is constant over (d, h, w) is so over (d, h·w)."""
+    found, sizes = spread_of(inputs[0]), _ints(inputs[1])
+    if found is None or sizes is None:
+        return None
+    small, shape, spread = found
+    known, whole = [s for s in spread.sizes if isinstance(s, int)], _ints(shape)
+    if whole is None or len(known) < len(spread.axes) or spread.axes != tuple(range(-len(known), 0)):
+        return None
+    lead = len(whole) - len(known)
+    stretched = sizes[lead:]
+    if not stretched or min(stretched) < 1 or math.prod(stretched) != math.prod(known):
+        return None
+    axes = tuple(range(-len(stretched), 0))
+    tall = g.Reshape(small, [*sizes[:lead], *(1 for _ in stretched)])
+    return expand(g, tall, g.constant([*(1 for _ in range(lead)), *stretched]), Spread(axes, tuple(stretched)))
 
 
 def conv(g: Builder, inputs: Inputs, attributes: dict[str, Any]) -> ir.Value | None:

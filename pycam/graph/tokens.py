@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import onnx_ir as ir
 
+from pycam.errors import LayerError
 from pycam.grad.registry import CONTRIB
 from pycam.grad.windows import END
 
@@ -15,9 +16,23 @@ from .axis_rules import taken, terms
 from .builder import Builder
 from .shapes import appended, infer, reads
 
-__all__ = ["Grids", "Placed", "Tokens", "as_features", "grids", "matters", "name_after", "placed"]
+__all__ = [
+    "Grids",
+    "Placed",
+    "Tokens",
+    "as_features",
+    "given_tokens",
+    "grids",
+    "matters",
+    "misfit",
+    "name_after",
+    "placed",
+]
 
 Grids: TypeAlias = "dict[ir.Value, Tokens]"
+
+_SPECIAL = 17
+"""More special tokens than that are not looked for."""
 
 _FUSED = {("", "Attention"): False, (CONTRIB, "Attention"): True, (CONTRIB, "MultiHeadAttention"): False}
 """Ops that mix keys and values over tokens, and whether input 0 always is what these are made of."""
@@ -33,6 +48,51 @@ def grids(axes: Mapping[ir.Value, Axes]) -> Grids:
     return found
 
 
+def given_tokens(given: Sequence[int]) -> Tokens:
+    """(height, width), (height, width, before) or (height, width, before, after) as tokens.
+
+    Raises:
+        LayerError: other numbers.
+    """
+    numbers = list(given)
+    whole = all(isinstance(n, int) for n in numbers)
+    if not whole or not 2 <= len(numbers) <= 4 or min(numbers[:2]) < 1 or min(numbers) < 0:
+        raise LayerError(
+            f"tokens={given!r}: give (height, width) of the grid, and behind them how many special tokens lie before "
+            "and after it: (14, 14), (14, 14, 1) or (14, 14, 1, 4)"
+        )
+    return Tokens(*numbers)
+
+
+def misfit(given: Tokens, count: int | str, image: Sequence[int | str]) -> str:
+    """What is wrong with `given` where there are `count` tokens of an image of this size, and what would fit."""
+    numbers = [n for i, n in enumerate(given) if i < 2 or any(given[i:])]
+    asked = f"tokens=({', '.join(map(str, numbers))}) are "
+    asked += "".join([f"{given.height}·{given.width}", *(f" + {n}" for n in numbers[2:]), f" = {given.total}"])
+    if not isinstance(count, int):
+        return (
+            f"as many tokens as the image's size makes ({count}), and {asked}; name the layer, or fix the image's size"
+        )
+    likely = " or ".join(str(grid) for grid in fitting(count, image))
+    return f"{count} tokens, and {asked}; {f'it would fit {likely}' if likely else 'no grid fits'}"
+
+
+def fitting(count: int | str, image: Sequence[int | str]) -> list[tuple[int, ...]]:
+    """Grids of an image's proportions (of a square, if these are not known) that `count` tokens can be, with few
+    special ones before them."""
+    if not isinstance(count, int):
+        return []
+    sizes = [d for d in image if isinstance(d, int)]
+    height, width = sizes if len(sizes) == 2 else (1, 1)
+    found: list[tuple[int, ...]] = []
+    for special in range(min(_SPECIAL, count)):
+        rows = round(((count - special) * height / width) ** 0.5)
+        columns = rows * width // height
+        if rows > 1 and rows * columns == count - special and rows * width == columns * height:
+            found.append((rows, columns, special) if special else (rows, columns))
+    return found
+
+
 def matters(
     graph: ir.Graph, axes: Mapping[ir.Value, Axes], on_path: Collection[ir.Value], score: ir.Value
 ) -> set[ir.Value]:
@@ -40,11 +100,11 @@ def matters(
 
     Behind the last attention a class token is read alone, and the others lead nowhere.
     """
-    found: set[ir.Value] = {score, *(y for y in on_path if not _gridded(y, axes))}
+    found: set[ir.Value] = {score, *(y for y in on_path if not gridded(y, axes))}
     for node in reversed(list(graph)):
         ys = [y for y in node.outputs if y in on_path]
-        if node.op_type == "Split" and len(ys) > 1 and _gridded(node.inputs[0], axes):
-            ys = [y for y in ys if _gridded(y, axes) or y not in axes]  # the others are special tokens alone
+        if node.op_type == "Split" and len(ys) > 1 and gridded(node.inputs[0], axes):
+            ys = [y for y in ys if gridded(y, axes) or y not in axes]  # the others are special tokens alone
         for i, x in enumerate(node.inputs):
             if x is None or not ys or x not in on_path or x in found or _takes_special(node, x, axes):
                 continue
@@ -54,7 +114,8 @@ def matters(
     return found
 
 
-def _gridded(value: ir.Value | None, axes: Mapping[ir.Value, Axes]) -> bool:
+def gridded(value: ir.Value | None, axes: Mapping[ir.Value, Axes]) -> bool:
+    """Whether positions of the image lie along any axis of a value."""
     return value is not None and any(on_grid(axis) for axis in axes.get(value, ()))
 
 
@@ -130,6 +191,7 @@ def as_features(graph: ir.Graph, value: ir.Value, tokens: Tokens) -> ir.Value:
 def name_after(g: Builder, source: ir.Value, made: ir.Value, what: str) -> None:
     """Call `made` by the name of `source` and `what` it is; its node lies in the module that `source` is from."""
     made.name = g.free(f"{source.name}/{what}")
+    made.meta["layer_of"] = source
     node, model = made.producer(), source.producer()
     if node is None or model is None:
         return

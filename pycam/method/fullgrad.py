@@ -30,6 +30,8 @@ def fullgrad(s: Scene) -> ir.Value:
 
     Maps of equal size are added before they are resized, which changes nothing: resizing is linear.
     """
+    if s.axes != 2:
+        raise s.needs("the biases of convolutions over rows and columns")
     g, x = s.g, image_of(s)
     biases = list(_biases(s))
     dx, *grads = s.first.gradients([x, *(value for value, _ in biases)])

@@ -46,7 +46,7 @@ def rise(s: Scene, *, samples: int = 2000, cells: int = 8, probability: float = 
         raise MethodError(f"probability={probability}: that of keeping a cell lies above 0, and is 1 at most")
     check_seed(seed)
     size = constant_of(s.size)
-    if size is not None and cells > size.min():
+    if size is not None and cells > (size.min() if s.axes == 2 else size[1]):
         raise MethodError(f"cells={cells}: the image is {size[0]}×{size[1]}, and a cell has a pixel at least")
     g, x = s.g, maskable(s)
     s.vary(samples)

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from pycam.errors import MethodError
 from pycam.graph.locate import dims
+from pycam.graph.views import as_positions, view_of
 
 from .checks import floating_image
 from .combine import shaped, weighted
@@ -50,14 +51,19 @@ def by_image(s: Scene, rows: ir.Value) -> ir.Value:
 
 def sensitivity(s: Scene, found: ir.Value) -> ir.Value:
     """Report attributions (N, K, C, H, W) that are gradients; the raw map is `max_c |·|`."""
-    s.report("attributions", found)
+    _report(s, found)
     return shaped(s, s.g.ReduceMax(s.g.Abs(found), [CHANNELS], keepdims=0), image_positions(s))
 
 
 def contribution(s: Scene, found: ir.Value) -> ir.Value:
     """Report attributions (N, K, C, H, W) that are shares of the score; the raw map is `Σ_c`, signed."""
-    s.report("attributions", found)
+    _report(s, found)
     return shaped(s, s.g.ReduceSum(found, [CHANNELS], keepdims=0), image_positions(s))
+
+
+def _report(s: Scene, found: ir.Value) -> None:
+    """Attributions (N, K, C, H, W), of a signal (N, K, C, L), of a volume (N, K, C, D, H, W)."""
+    s.report("attributions", as_positions(s.g, found, view_of(s.x), s.axes, lead=3))
 
 
 def _gradient(s: Scene, rules: Rules = "exact") -> ir.Value:

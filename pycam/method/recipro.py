@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
+from pycam.errors import MethodError
 from pycam.grad.registry import recognise
 from pycam.graph.locate import dims
 from pycam.graph.tokens import Placed, placed
+from pycam.runtime.layouts import kind_of
 
 from .combine import shaped, weighted
 from .registry import method
 from .scene import Scene
 
 GAUSSIAN = np.outer([1, 2, 1], [1, 2, 1]).astype(np.float32) / 16
+LINE = np.outer([0, 1, 0], [1, 2, 1]).astype(np.float32) / 4
+"""Of a signal, which has one row."""
 _NORMS = {"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"}
 
 
@@ -39,6 +43,11 @@ def reciprocam(s: Scene, *, gaussian: bool = True, class_token: bool = True) -> 
         class_token: Whether class and register tokens stay; without effect where there are none.
     """
     g, layer = s.g, s.layer
+    if gaussian and s.axes == 3:
+        raise MethodError(
+            f"{s.title} blurs over rows and columns, and what is explained here is {kind_of(s.image_layout)}: "
+            "give gaussian=False"
+        )
     a, found = s.read(layer), placed(layer)
     positions = dims(a)[2:]
     whole = class_token or found is None or not found.special
@@ -104,7 +113,9 @@ def _blurred(s: Scene, maps: ir.Value) -> ir.Value:
     g = s.g
     size = g.Shape(maps)
     flat = g.Reshape(maps, g.Concat([-1, 1], g.Slice(size, [2], [4], [0]), axis=0))
-    blurred = g.Conv(flat, g.constant(GAUSSIAN[None, None]), kernel_shape=[3, 3], pads=[1, 1, 1, 1])
+    blurred = g.Conv(
+        flat, g.constant((GAUSSIAN if s.axes == 2 else LINE)[None, None]), kernel_shape=[3, 3], pads=[1, 1, 1, 1]
+    )
     return g.Reshape(blurred, size)
 
 

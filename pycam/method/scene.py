@@ -25,8 +25,10 @@ from pycam.graph.builder import Builder
 from pycam.graph.clone import clone
 from pycam.graph.cut import Seams
 from pycam.graph.locate import dims, with_workable_layers
+from pycam.graph.views import View, view_of
+from pycam.runtime.layouts import kind_of, position_axes
 from pycam.runtime.recipe import Fold, Noise
-from pycam.targets.classes import Chosen, class_scores, over_positions
+from pycam.targets.choose import Chosen
 from pycam.targets.objectives import Objective
 
 from .combine import split
@@ -54,8 +56,8 @@ class Pass:
 
     @cached_property
     def classes(self) -> ir.Value:
-        """The scores of all classes, (rows, C)."""
-        return class_scores(self.scene.g, self.at(self.scene.score))
+        """The scores of all candidates, (rows, C)."""
+        return self.at(self.scene.score)
 
     @cached_property
     def y(self) -> ir.Value:
@@ -73,8 +75,7 @@ class Pass:
         """
         scene = self.scene
         score = self.at(scene.score)
-        rows = (objective or scene.objective).cotangent(scene.g, self.classes, self.chosen)
-        seed = over_positions(scene.g, rows, score)
+        seed = (objective or scene.objective).cotangent(scene.g, self.classes, self.chosen)
         try:
             grads, repeat = differentiate(
                 scene.g, {score: seed}, [self.at(v) for v in wrt], self.chosen.count, rules=rules
@@ -108,15 +109,18 @@ class Scene:
 
     Attributes:
         g: Builder of the graph.
-        x: The model's image input in floating point, (N, C, H, W) or (N, H, W, C).
+        x: The model's image input in floating point, (N, C, H, W) or (N, H, W, C); a signal as (N, C, 1, L), a volume
+            as (N, C, D, H·W).
         layout: Which of the two: "NCHW" or "NHWC".
-        size: Height and width of the image, int64 (2,).
+        image_layout: How the axes of the model's own input lie: "NCL", …, see `runtime.layouts`.
+        extent: Height and width of the image, int64 (2,); 1 and length of a signal; None for a volume.
         layers: The layers, (N, C, h, w) each; none for methods that look at the whole model.
-        score: The differentiated output of the model, (N, classes, …).
+        score: What is differentiated: the scores of all candidates, (N, C).
         chosen: The targets.
         objective: What `y` is.
         title: The method's, for errors.
         eigen: Weighted activations are projected onto their first singular vector, in place of being summed.
+        fixed: Values (N, …) that say what was chosen: variants keep those of the image itself.
         repeats: What the gradients had to repeat for K targets.
         reports: What is returned besides the maps.
         explained: int64 (N, K): the class that each map stands for, where it is not the targets.
@@ -126,17 +130,47 @@ class Scene:
     g: Builder
     x: ir.Value
     layout: str
-    size: ir.Value
+    image_layout: str
+    extent: ir.Value | None
     layers: list[ir.Value]
     score: ir.Value
     chosen: Chosen
     objective: Objective
     title: str
     eigen: bool = False
+    fixed: tuple[ir.Value, ...] = ()
     repeats: list[Repeat] = field(default_factory=list)
     reports: dict[str, ir.Value] = field(default_factory=dict)
     explained: ir.Value | None = None
     seams: Seams = field(default_factory=Seams)
+
+    @property
+    def size(self) -> ir.Value:
+        """Height and width of the image, int64 (2,).
+
+        Raises:
+            MethodError: it is a volume.
+        """
+        if self.extent is None:
+            raise self.needs("rows and columns")
+        return self.extent
+
+    @property
+    def axes(self) -> int:
+        """How many axes of positions the image has: 2 of a picture, 1 of a signal, 3 of a volume."""
+        return len(position_axes(self.image_layout))
+
+    @property
+    def grids(self) -> list[View | None]:
+        """Where the positions of the raw maps lie in the model: those of each layer, or of the image."""
+        return [view_of(value) for value in self.layers or [self.x]]
+
+    def needs(self, what: str) -> MethodError:
+        """The error that the method needs another kind of image."""
+        return MethodError(
+            f"{self.title} needs {what}, and what is explained here is {kind_of(self.image_layout)}: use a method that "
+            "weighs activations, such as 'gradcam' or 'layercam'"
+        )
 
     @property
     def varies(self) -> bool:
@@ -196,14 +230,16 @@ class Scene:
             keep: Values besides the score that are wanted of the pass.
         """
         rows = self.g.Slice(self.g.Shape(next(iter(given.values()))), [0], [1], [0])
-        values = clone(self.g, given, [self.score, *keep], rows)
 
-        def spread(targets: ir.Value | None) -> ir.Value | None:
-            return None if targets is None else self.g.Expand(targets, self.g.Concat(rows, [1], axis=0))
+        def spread(value: ir.Value, rank: int = 2) -> ir.Value:
+            sizes = self.g.Concat(rows, [1] * (rank - 1), axis=0) if rank > 1 else rows
+            return self.g.Expand(value, sizes)
 
-        explained = spread(self.chosen.explained)
-        assert explained is not None
-        return Pass(self, values, Chosen(explained, spread(self.chosen.against), self.chosen.count))
+        kept = {value: spread(value, len(dims(value))) for value in self.fixed}
+        values = clone(self.g, {**given, **kept}, [self.score, *keep], rows)
+        explained, rival = self.chosen.explained, self.chosen.against
+        against = spread(rival) if rival is not None else None
+        return Pass(self, values, Chosen(spread(explained), against, self.chosen.count))
 
     def split(self, grad: ir.Value, like: ir.Value) -> ir.Value:
         """A gradient (K·N, C, h, w) for a layer as (K, N, C, h, w)."""

@@ -41,6 +41,8 @@ def sess(s: Scene, *, scales: int = 12) -> ir.Value:
     """
     if scales < 1:
         raise MethodError(f"scales={scales}: give 1 or more")
+    if s.axes != 2:
+        raise s.needs("windows of a picture")
     g, layer = s.g, s.layer
     table, window, count = _windows(s, scales)
     place = g.Gather(table, s.vary(s.range_along(table, 0) if count is None else count), axis=0)  # (M, 4)

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from pycam.errors import InputError, MethodError
 from pycam.explanation import Explanation
 
+from .given import Call, seen_mirrored
+from .layouts import is_picture, kind_of
 from .spec import Spec
 
 FACTORS = (1.0, 0.9, 1.1)
 Arrays = dict[str, NDArray[Any]]
-Targets = dict[str, NDArray[np.int64]]
 
 
 def smoothed(
-    explain: Callable[[Arrays, Targets], Explanation], feeds: Arrays, spec: Spec, targets: Targets
+    explain: Callable[[Arrays, Arrays], Explanation], feeds: Arrays, spec: Spec, targets: Arrays
 ) -> Explanation:
     """The mean over six versions of the images: mirrored or not, times 0.9, 1 and 1.1.
 
@@ -29,8 +30,8 @@ def smoothed(
         explain: (feeds, targets) → explanation.
         feeds: What the model takes.
         spec: Of the graph.
-        targets: {input name: int64 (N, K)}: the targets, and what they are held against, if anything.  Negative ones
-            are looked up once, for the image as it is.
+        targets: {input name: array (N, …)}: the targets, what they are held against, if anything, and what else the
+            target is given.  Negative ones are looked up once, for the image as it is.
 
     Returns:
         The explanation of the images as they are, with the mean of all versions' raw maps, heatmaps and extras that
@@ -38,12 +39,21 @@ def smoothed(
 
     Raises:
         InputError: the graph takes pixels, which cannot be scaled.
-        MethodError: the method finds by itself what it explains, which need not be the same in all versions.
+        MethodError: the image is no picture; the method finds by itself what it explains, which need not be the same
+            in all versions; or the target is written in the image.
     """
     if not spec.targeted:
         raise MethodError(
             f"aug_smooth averages maps of the same targets, and the method {spec.method!r} finds by itself what it "
             "explains: leave aug_smooth out"
+        )
+    if any(one.kind == "positions" for one in spec.given.values()):
+        raise MethodError(
+            "aug_smooth mirrors the image, and what is written in it would say something else: leave it out"
+        )
+    if not is_picture(spec.layout):
+        raise MethodError(
+            f"aug_smooth mirrors pictures, and the input {spec.image!r} is {kind_of(spec.layout)}: leave it out"
         )
     image = feeds[spec.image]
     if image.dtype.kind != "f":
@@ -53,7 +63,10 @@ def smoothed(
         )
     axis = 3 if spec.layout == "NCHW" else 2
     first = explain(feeds, targets)
-    fixed = {spec.targets: first.targets}
+    images, count, height, width = first.heatmaps.shape
+    call = Call(images, count, height, width)
+    fixed = targets | {spec.targets: first.targets}
+    fixed |= {one.input: first.extras["boxes"] for one in spec.given.values() if one.kind == "boxes"}
     if spec.against is not None:
         fixed[spec.against] = first.extras["against"]
     size = first.heatmaps.shape[2:]
@@ -62,7 +75,7 @@ def smoothed(
     for mirrored, factor in list(product((False, True), FACTORS))[1:]:
         view = np.flip(image, axis) if mirrored else image
         view = np.ascontiguousarray(view * np.asarray(factor, image.dtype))
-        found = explain({**feeds, spec.image: view}, fixed)
+        found = explain({**feeds, spec.image: view}, seen_mirrored(fixed, spec.given, call) if mirrored else fixed)
         back = slice(None, None, -1 if mirrored else 1)
         raws.append([raw[..., back] for raw in _raws(found)])
         heatmaps.append(found.heatmaps[..., back])

@@ -34,12 +34,13 @@ class Program(Protocol):
     def session(self) -> Any:
         """The session that takes the image."""
 
-    def run(self, feeds: Arrays, targets: Mapping[str, NDArray[np.int64]]) -> Arrays:
+    def run(self, feeds: Arrays, targets: Arrays) -> Arrays:
         """All outputs by name.
 
         Args:
             feeds: {input name: array}, N images.
-            targets: {input name: int64 (N, K)}: the targets, and what they are held against, if anything.
+            targets: {input name: array (N, …)}: the targets int64 (N, K), what they are held against, if anything, and
+                what else the target is given.
 
         Raises:
             InputError: the model cannot run on these.
@@ -53,7 +54,7 @@ class Whole:
     session: Any
     spec: Spec
 
-    def run(self, feeds: Arrays, targets: Mapping[str, NDArray[np.int64]]) -> Arrays:
+    def run(self, feeds: Arrays, targets: Arrays) -> Arrays:
         """See `Program.run`."""
         given = {**feeds, **targets}
         images = [given] if self.spec.plan == "single pass" else _images(given, self.spec)
@@ -94,7 +95,7 @@ class Staged:
         assert self.spec.recipe is not None
         return self.spec.recipe
 
-    def run(self, feeds: Arrays, targets: Mapping[str, NDArray[np.int64]]) -> Arrays:
+    def run(self, feeds: Arrays, targets: Arrays) -> Arrays:
         """See `Program.run`."""
         given = {**feeds, **targets}
         images = _images(given, self.spec) if self.recipe.varies else [given]
@@ -183,7 +184,7 @@ def _cannot_run(feeds: Arrays, error: _Failed) -> InputError:
 
 def _images(given: Arrays, spec: Spec) -> list[Arrays]:
     """One dictionary per image; settings go to each."""
-    batched = given.keys() if spec.batched is None else {*spec.batched, spec.targets, spec.against}
+    batched = given.keys() if spec.batched is None else {*spec.batched, *spec.chosen}
     return [
         {name: array[n : n + 1] if name in batched else array for name, array in given.items()}
         for n in range(len(given[spec.image]))

@@ -10,6 +10,8 @@ from typing import Any
 
 from pycam.errors import ModelError
 
+from .given import Given
+from .layouts import LAYOUTS
 from .recipe import Recipe
 
 KEY = "pycam.spec"
@@ -27,7 +29,7 @@ class Spec:
         layers: Tensor names of the layers.
         modules: Their module paths ("" where unknown).
         image: Name of the image input.
-        layout: "NCHW" or "NHWC".
+        layout: How its axes lie: "NCHW", "NCL", …, see `layouts.LAYOUTS`.
         targets: Name of the input int64 (N, K).
         explained: Name of the output int64 (N, K): the classes explained, negative targets looked up.
         score: Name of the model output that is explained.
@@ -40,6 +42,7 @@ class Spec:
         notes: What the compiler had to decide, in sentences.
         against: Name of the input int64 (N, K) that targets are held against, for a contrast; else None.
         extras: What is returned besides: key in `Explanation.extras` → name of the output.
+        per_image: Keys of those extras that say something of an image, not of a target.
         plan: "single pass", "split" or "perturb"; the last two explain one image at a time.
         objective: What is differentiated, see `targets.objectives`.
         eigen_smooth: Weighted activations are projected onto their first singular vector.
@@ -49,6 +52,11 @@ class Spec:
         batched: Names of the inputs that have an entry per image; None: all of them.
         axes: Outputs of the model whose batch axis is not the first → which it is, or None for those without.
         recipe: How the stages are run, where there are several graphs.
+        target: Kind of the target.
+        target_options: Its options.
+        noun: What one of the targets is called.
+        combine: What the heatmap of several layers is of theirs: "mean", "max" or "product".
+        given: What a call may give besides the targets: key → the graph's input.
     """
 
     method: str
@@ -68,6 +76,7 @@ class Spec:
     notes: tuple[str, ...] = ()
     against: str | None = None
     extras: Mapping[str, str] = field(default_factory=dict)
+    per_image: tuple[str, ...] = ()
     plan: str = "single pass"
     objective: str = "class"
     eigen_smooth: bool = False
@@ -77,6 +86,23 @@ class Spec:
     batched: tuple[str, ...] | None = None
     axes: Mapping[str, int | None] = field(default_factory=dict)
     recipe: Recipe | None = None
+    target: str = "class"
+    target_options: Mapping[str, Any] = field(default_factory=dict)
+    noun: str = "class"
+    combine: str = "mean"
+    given: Mapping[str, Given] = field(default_factory=dict)
+
+    @cached_property
+    def chosen(self) -> frozenset[str]:
+        """Names of all inputs that say what is explained."""
+        against = () if self.against is None else (self.against,)
+        return frozenset((self.targets, *against, *(one.input for one in self.given.values())))
+
+    @cached_property
+    def per_target(self) -> frozenset[str]:
+        """Those of them whose second axis is that of the targets."""
+        others = {one.input for one in self.given.values() if not one.per_target}
+        return self.chosen - others
 
     @cached_property
     def returned(self) -> tuple[str, ...]:
@@ -108,6 +134,7 @@ class Spec:
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
             if values.get("recipe") is not None:
                 values["recipe"] = Recipe.from_dict(values["recipe"])
+            values["given"] = {key: Given.from_dict(one) for key, one in values.get("given", {}).items()}
             spec = cls(**values)
             _check(spec)
             return spec
@@ -117,10 +144,19 @@ class Spec:
 
 def _check(spec: Any) -> None:
     """Raise ValueError where a field is not of its type, or fields contradict each other."""
-    rows = (spec.layers, spec.modules, spec.outputs, spec.raw, spec.notes, spec.batched or ())
-    texts = [spec.method, spec.image, spec.targets, spec.explained, spec.score, *(t for row in rows for t in row)]
+    rows = (spec.layers, spec.modules, spec.outputs, spec.raw, spec.per_image, spec.notes, spec.batched or ())
+    texts = [
+        spec.target,
+        spec.noun,
+        spec.method,
+        spec.image,
+        spec.targets,
+        spec.explained,
+        spec.score,
+        *(t for row in rows for t in row),
+    ]
     sound = {
-        "layout": spec.layout in ("NCHW", "NHWC"),
+        "layout": spec.layout in LAYOUTS,
         "classes": spec.classes is None or type(spec.classes) is int,
         "layers": all(type(row) is tuple for row in rows) and len(spec.layers) == len(spec.modules),
         "raw": spec.heatmaps is not None or len(spec.raw) > 0,

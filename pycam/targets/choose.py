@@ -1,51 +1,62 @@
-"""Class targets: an int64 input `(N, K)`; −1 is the best class, −2 the second best, and so on."""
+"""Which candidates are explained: an int64 input `(N, K)`; −1 is the best one, −2 the second best, and so on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from pycam.errors import MethodError, TargetError
-from pycam.grad.call import HALF
+from pycam.errors import MethodError
 from pycam.graph.builder import Builder
 from pycam.graph.locate import dims
 from pycam.runtime.feeds import DEEPEST
 
+if TYPE_CHECKING:
+    from .base import Candidates
+
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which classes are explained, for a batch of rows."""
+    """Which candidates are explained, for a batch of rows."""
 
     explained: ir.Value  # int64 (N, K), no negative ones
     against: ir.Value | None  # int64 (N, K): what each is held against; None unless the objective is a contrast
     count: ir.Value | None  # K as an int64 vector of length 1; None when K is fixed to 1
 
 
-def class_targets(
-    g: Builder, score: ir.Value, batch: int | str, many: bool, contrast: bool = False
-) -> tuple[ir.Value, ir.Value | None, Chosen]:
-    """The inputs `targets` and, for a contrast, `against`, and what they choose.
+def choose(
+    g: Builder, located: Candidates, targets: ir.Value, against: ir.Value | None, count: ir.Value | None
+) -> Chosen:
+    """Which of the candidates are explained, and what they are held against.
 
     Args:
         g: Builder of the explain graph.
-        score: The differentiated output, (N, C, …).
-        batch: The batch dimension as the model's input has it.
-        many: K is free; else it is 1 and nothing is ever repeated.
-        contrast: Each target is held against another class.
+        located: What the target made of the outputs.
+        targets: int64 (N, K).
+        against: int64 (N, K) for a contrast, else None.
+        count: K, int64 (1,); None: 1, and nothing is ever repeated.
 
     Raises:
-        TargetError: the output has no class axis.
+        MethodError: a contrast, and the target has no classes to hold against each other.
     """
-    scores = class_scores(g, score)
-    targets = class_input(g, "targets", batch, many)
-    against = class_input(g, "against", batch, many) if contrast else None
-    explained = look_up(g, scores, targets)
-    rival = look_up_rival(g, scores, explained, against) if against is not None else None
-    count = g.Slice(g.Shape(targets), [1], [2], [0]) if many else None
-    if count is not None:
-        count.shape = ir.Shape([1])  # so that the shapes of what is repeated by it can be inferred
-    return targets, against, Chosen(explained, rival, count)
+    if located.entries is not None:
+        if against is not None:
+            raise MethodError(
+                f"objective='contrastive' holds classes against each other, and here each {located.noun} has a score "
+                "of its own: use objective='class'"
+            )
+        return Chosen(located.entries, None, count)
+    explained = look_up(g, located.z, targets)
+    rival = look_up_rival(g, located.z, explained, against) if against is not None else None
+    return Chosen(explained, rival, count)
+
+
+def target_count(g: Builder, targets: ir.Value) -> ir.Value:
+    """K, int64 (1,), of `targets` (N, K)."""
+    count = g.Slice(g.Shape(targets), [1], [2], [0])
+    count.shape = ir.Shape([1])  # so that the shapes of what is repeated by it can be inferred
+    return count
 
 
 def class_input(g: Builder, name: str, batch: int | str, many: bool) -> ir.Value:
@@ -60,22 +71,6 @@ def class_input(g: Builder, name: str, batch: int | str, many: bool) -> ir.Value
     )
     g.graph.inputs.append(value)
     return value
-
-
-def class_scores(g: Builder, score: ir.Value) -> ir.Value:
-    """The scores of all classes (N, C), summed over positions if there are any; 16 bits as float32.
-
-    Raises:
-        TargetError: the output has no class axis.
-    """
-    shape = dims(score)
-    if len(shape) < 2:
-        raise TargetError(f"the output {score.name!r} has shape {list(shape)}; class targets need (N, classes)")
-    wide = g.Cast(score, to=ir.DataType.FLOAT) if score.dtype in HALF else score
-    flat = wide if len(shape) == 2 else g.ReduceSum(wide, list(range(2, len(shape))), keepdims=0)
-    if flat is not score and flat.shape is None:
-        flat.shape = ir.Shape(list(score.shape or [])[:2])
-    return flat
 
 
 def look_up(g: Builder, scores: ir.Value, targets: ir.Value) -> ir.Value:
@@ -117,15 +112,6 @@ def one_hot(g: Builder, rows: ir.Value, scores: ir.Value) -> ir.Value:
     hot = g.OneHot(rows, depth, g.constant([0.0, 1.0], dtype), axis=-1)
     hot.meta["one_hot"] = True
     return hot
-
-
-def over_positions(g: Builder, cotangent: ir.Value, score: ir.Value) -> ir.Value:
-    """The cotangent (R, C) of summed scores as one of `score` (N, C, …)."""
-    rank = len(dims(score))
-    if rank == 2:
-        return cotangent
-    ones = g.Reshape(cotangent, g.Concat(g.Shape(cotangent), [1] * (rank - 2), axis=0))
-    return g.Expand(ones, g.Concat([1, 1], g.Slice(g.Shape(score), [2], [rank], [0]), axis=0))
 
 
 def _size(g: Builder, scores: ir.Value) -> ir.Value:

@@ -18,7 +18,7 @@ from pycam.errors import MethodError, nearest
 from pycam.grad import differentiate
 from pycam.graph.shapes import appended, infer
 
-from .classes import Chosen, as_rows, class_count, one_hot
+from .choose import Chosen, as_rows, class_count, one_hot
 
 if TYPE_CHECKING:
     from pycam.graph.builder import Builder

@@ -27,16 +27,16 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def panels(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the latest picture was made of."""
-    import pycam.picture
+    import pycam.pictures
 
     made: dict[str, Any] = {}
-    draw = pycam.picture.picture
+    draw = pycam.pictures.picture
 
     def spy(photo: Any, overlays: Any, titles: Any, subtitles: Any, **options: Any) -> Any:
         made.update(titles=titles, subtitles=subtitles, **options)
         return draw(photo, overlays, titles, subtitles, **options)
 
-    monkeypatch.setattr("pycam.picture.picture", spy)
+    monkeypatch.setattr("pycam.pictures.picture", spy)
     return made
 
 

@@ -19,10 +19,9 @@ from pycam.image import prepare
 Net = Callable[..., onnx.ModelProto]
 
 
-def graph_with(*shapes: list[int | str | None]) -> ir.Graph:
+def graph_with(*shapes: list[int | str | None], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Graph:
     inputs = [
-        ir.Value(name=f"x{i}", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape))
-        for i, shape in enumerate(shapes)
+        ir.Value(name=f"x{i}", type=ir.TensorType(dtype), shape=ir.Shape(shape)) for i, shape in enumerate(shapes)
     ]
     return ir.Graph(inputs, [], nodes=[], opset_imports={"": 21}, name="g")
 
@@ -41,6 +40,13 @@ def graph_with(*shapes: list[int | str | None]) -> ir.Graph:
         ([1, 2, 80, 80], "NCHW"),
         ([1, 12, 64, 64], "NCHW"),
         ([1, 64, 64, 4], "NHWC"),
+        (["N", 1, 16000], "NCL"),
+        (["N", 16000, 1], "NLC"),
+        (["N", "L", 6], "NLC"),
+        (["N", 6, "L"], "NCL"),
+        (["N", None], "NL"),
+        (["N", 3, 8, 112, 112], "NCDHW"),
+        (["N", 8, 112, 112, 3], "NDHWC"),
     ],
 )
 def test_layouts(shape: list[int | str | None], layout: str) -> None:
@@ -51,9 +57,15 @@ def test_the_first_input_of_rank_four_is_the_image() -> None:
     assert image_input(graph_with([1], ["N", 10], ["N", 3, 8, 8], ["N", 3, 4, 4]))[0].name == "x2"
 
 
+def test_without_a_picture_it_is_a_volume_or_else_a_signal() -> None:
+    assert image_input(graph_with([1], ["N", 10], ["N", 3, 8, 8, 8]))[0].name == "x2"
+    assert image_input(graph_with([1], ["N", 10], ["N", 3, 8]))[0].name == "x1"
+    assert image_input(graph_with([1], ["N", 10], ["N", 3, 8]), {"x2": "NLC"})[1] == "NLC"
+
+
 def test_no_image_input() -> None:
     with pytest.raises(ModelError, match=r"no image input.*its inputs are x0 \[1, 512\], x1 \['N', 3\]"):
-        image_input(graph_with([1, 512], ["N", 3]))
+        image_input(graph_with([1, 512], ["N", 3], dtype=ir.DataType.INT64))
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, size=(2, 16, 16, 3), dtype=np.uint8)

@@ -13,12 +13,13 @@ import onnx_ir as ir
 import pytest
 
 import pycam
-from pycam.errors import LayerError
+from pycam.errors import InputError, LayerError
 from pycam.graph.axes import BATCH, Factor, Tokens, dims, regrouped
 from pycam.graph.axis_rules import follow_axes
 from pycam.graph.load import load
 from pycam.graph.locate import locate_layers, locate_score, module_path, workable_layers
 from pycam.graph.normalise import normalise
+from pycam.graph.sizes import fix_sizes
 from pycam.graph.tokens import grids
 
 Net = Callable[..., onnx.ModelProto]
@@ -259,6 +260,149 @@ def test_several_targets_share_a_pass(vit: Net, draw: Any) -> None:
     together = explainer(x, targets=[[0, 4], [2, 1]]).raw
     for k, targets in enumerate(([0, 2], [4, 1])):
         np.testing.assert_allclose(together[:, k], explainer(x, targets=targets).raw[:, 0], rtol=1e-4, atol=1e-6)
+
+
+# ---- tokens that the user places -------------------------------------------------------------------------------------
+
+
+def placed(model: Any, layer: str, tokens: Any) -> tuple[str | None, list[int | str]]:
+    graph = normalise(load(model)).graph
+    (value,) = locate_layers(graph, layer, locate_score(graph).value, tokens=tokens)
+    return value.name, list(dims(value))[1:]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "grid", "automatic"),
+    [
+        ((4, 3, 1), [4, 3], "x1/features"),
+        ((4, 3, 0, 1), [4, 3], "last/features"),  # whose first token, which is read, is then one of the grid's
+        ([6, 2, 1], [6, 2], "x1/features"),
+        ((5, 2, 1, 2), [5, 2], "x1/features"),
+    ],
+)
+def test_the_user_says_how_tokens_lie(vit: Net, tokens: Any, grid: list[int], automatic: str) -> None:
+    """Whatever the graph says."""
+    assert placed(vit(), "x1", tokens) == ("x1/features", [8, *grid])
+    assert placed(vit(), "auto", tokens) == (automatic, [8, *grid])
+
+
+def test_one_row_of_tokens_by_name(vit: Net) -> None:
+    assert placed(vit(), "x1", (1, 13)) == ("x1/features", [8, 1, 13])
+
+
+def test_tokens_of_a_free_image(vit: Net) -> None:
+    """Their number is that of the position table."""
+    model = vit("plain", "mean", height="H", before=0)
+    assert placed(model, "grid", (4, 3)) == ("grid/features", [8, 4, 3])
+    assert placed(model, "auto", (4, 3)) == ("last/features", [8, 4, 3])
+
+
+def test_the_map_of_placed_tokens_is_that_of_found_ones(vit: Net, forward: Forward, draw: Any) -> None:
+    (found_here,) = found(vit(), "x1")
+    graph = normalise(load(vit())).graph
+    (given,) = locate_layers(graph, "x1", locate_score(graph).value, tokens=(4, 3, 1))
+    assert dims(given) == dims(found_here)
+
+
+def test_a_token_count_that_does_not_fit(vit: Net) -> None:
+    with pytest.raises(
+        LayerError, match=r"'x1'.*13 tokens, and tokens=\(4, 4\) are 4·4 = 16; it would fit \(4, 3, 1\)"
+    ):
+        placed(vit(), "x1", (4, 4))
+    with pytest.raises(LayerError, match=r"tokens=\(4, 3, 2, 1\) are 4·3 \+ 2 \+ 1 = 15"):
+        placed(vit(), "x1", (4, 3, 2, 1))
+
+
+def test_tokens_for_layers_that_hold_none(vit: Net, cnn: Net) -> None:
+    with pytest.raises(
+        LayerError, match=r"'patches' holds no tokens.*most in the model have 13 tokens.*fit \(4, 3, 1\)"
+    ):
+        placed(vit(), "patches", (4, 3))
+    with pytest.raises(LayerError, match=r"holds no tokens \(N, T, C\), nor does the model: leave tokens= out"):
+        placed(cnn(), "auto", (4, 3))
+
+
+@pytest.mark.parametrize("tokens", [(4,), (4, 3, 1, 0, 0), (0, 3), (4, 3, -1), (4.0, 3)])
+def test_tokens_that_are_none(vit: Net, tokens: Any) -> None:
+    with pytest.raises(LayerError, match=r"give \(height, width\) of the grid"):
+        placed(vit(), "x1", tokens)
+
+
+def test_tokens_that_cannot_be_followed_are_counted(vit: Net) -> None:
+    """An op in between that axes cannot be followed through, as the patches of a TNT are put together."""
+    model = vit(height=6)  # a square image of 3 × 3 patches
+    position = next(t for t in model.graph.initializer if t.name == "position")
+    position.CopyFrom(onnx.numpy_helper.from_array(np.zeros((1, 10, 8), np.float32), "position"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(8).reshape(8, 1), "order"))
+    rows = next(n for n in model.graph.node if n.output[0] == "rows")
+    rows.input[0] = "back"
+    at = list(model.graph.node).index(rows)
+    for i, (op, x, y, attributes) in enumerate(
+        [
+            ("Transpose", ["patches"], "there", {"perm": [1, 0, 2, 3]}),
+            ("GatherND", ["there", "order"], "taken", {}),
+            ("Transpose", ["taken"], "back", {"perm": [1, 0, 2, 3]}),
+        ]
+    ):
+        model.graph.node.insert(at + i, onnx.helper.make_node(op, x, [y], name=f"node_{y}", **attributes))
+    assert not tokens_of(model)
+    (layer,) = found(model)
+    assert (layer.name, list(layer.shape or [])[1:]) == ("x1/features", [8, 3, 3])
+
+
+def test_branches_that_never_meet(text_model: Any) -> None:
+    """Two sizes of patches, whose class scores are added: the coarse ones, behind all that mixes them."""
+    branch = """
+        p@ = Conv<strides = [@, @]>(x, w@) f@ = Reshape(p@, rows) g@ = Transpose<perm = [0, 2, 1]>(f@)
+        m@ = MatMul(g@, square) t@ = Tanh(m@) s@ = Sigmoid(t@) u@ = Mul(t@, s@)
+        y@ = ReduceMean<keepdims = 0>(u@, one)"""
+    body = branch.replace("@", "2") + branch.replace("@", "4")
+    model = text_model(
+        f"(float[N, 3, 16, 16] x) => (float[N, 8] y) {{ {body} y = Add(y2, y4) }}",
+        w2=np.ones((8, 3, 2, 2), np.float32),
+        w4=np.ones((8, 3, 4, 4), np.float32),
+        square=np.eye(8, dtype=np.float32),
+        rows=np.array([0, 8, -1]),
+        one=np.array([1]),
+    )
+    assert [v.name for v in found(model)] == ["u4/features"]
+
+
+# ---- images of free size ---------------------------------------------------------------------------------------------
+
+
+def test_auto_does_not_stop_in_front_of_tokens(vit: Net) -> None:
+    with pytest.raises(LayerError, match=r"no features behind 'patches' but tokens.*fix the size.*'x'.*tokens="):
+        found(vit("plain", "mean", height="H", before=0))
+
+
+def test_sizes_make_tokens_known(vit: Net) -> None:
+    loaded = load(vit("plain", "mean", height="H", before=0))
+    for sizes in ((8, 6), {"x": [None, 3, 8, None]}):
+        graph = normalise(fix_sizes(loaded, sizes)).graph
+        (layer,) = locate_layers(graph, "auto", locate_score(graph).value)
+        assert (layer.name, list(layer.shape or [])[1:]) == ("last/features", [8, 4, 3])
+    assert dims(normalise(loaded).graph.inputs[0]) == ("N", 3, "H", 6)  # left as it is
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((8, 8), r"do not fit the input 'x', which is \['N', 3, 'H', 6\]"),
+        ((0, 6), "do not fit the input 'x'"),
+        ((8,), r"size=\[8\]: give \(height, width\)"),
+        ({"y": [8]}, "no input 'y' to give sizes to; it has x"),
+        ({"x": [8, 6]}, r"for the input 'x', which has 4 axes \['N', 3, 'H', 6\]"),
+    ],
+)
+def test_sizes_that_do_not_fit(vit: Net, sizes: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fix_sizes(load(vit("plain", "mean", height="H", before=0)), sizes)
+
+
+def test_sizes_for_a_model_without_images(text_model: Any) -> None:
+    with pytest.raises(InputError, match="no image input of four axes"):
+        fix_sizes(load(text_model("(float[N, L] x) => (float[N, L] y) { y = Relu(x) }")), (8, 8))
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def test_many_threads_write_the_same_file(tmp_path: Path) -> None:
 
 
 def test_importing_needs_no_pillow() -> None:
-    modules = "pycam.image, pycam.picture, pycam.colormap, pycam.runtime.metadata"
+    modules = "pycam.image, pycam.pictures, pycam.colormap, pycam.runtime.metadata"
     code = f"import sys, {modules}; sys.exit(any(m in sys.modules for m in ('PIL', 'onnx', 'onnxruntime')))"
     root = Path(pycam.image.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), *sys.path])}

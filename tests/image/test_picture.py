@@ -10,7 +10,7 @@ import pytest
 
 from pycam.colormap import colormap
 from pycam.errors import ImageError
-from pycam.picture import grid, picture
+from pycam.pictures import grid, picture
 
 Pixels = npt.NDArray[np.uint8]
 

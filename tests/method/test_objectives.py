@@ -12,7 +12,8 @@ import pytest
 import pycam
 from pycam.errors import MethodError, TargetError
 from pycam.graph.builder import Builder
-from pycam.targets.classes import class_targets
+from pycam.targets.base import Candidates
+from pycam.targets.choose import choose, class_input, target_count
 from pycam.targets.objectives import finer
 
 TARGETS = np.array([[3, 7], [0, 12]])
@@ -138,7 +139,8 @@ def test_finer_itself(text_model: Any, forward: Any, draw: Any, many: bool, alph
     model = ir.from_proto(text_model("(float[N, 6] z) => (float[N, 6] same) { same = Identity(z) }"))
     g = Builder(model.graph)
     z = model.graph.inputs[0]
-    targets, _, chosen = class_targets(g, z, "N", many)
+    targets = class_input(g, "targets", "N", many)
+    chosen = choose(g, Candidates(z, z, (z,)), targets, None, target_count(g, targets) if many else None)
     goal = finer(alpha, references)
     for name, value in {"y": goal.value(g, z, chosen), "dz": goal.cotangent(g, z, chosen)}.items():
         value.name, value.type = name, ir.TensorType(ir.DataType.FLOAT)
