@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from .preprocess import Preprocess
 from .runtime.feeds import Targets
 from .runtime.metadata import PREPROCESS, read_metadata
 from .runtime.program import BATCH
+from .runtime.spec import CLASSES
 
 if TYPE_CHECKING:
     from .graph.builder import Lower
@@ -61,8 +63,12 @@ def explain(
 
 
 def preprocess_of(explainer: Explainer) -> Preprocess:
-    """How pictures are prepared for `explainer`: as its model says, else a guess from its input's shape."""
-    return explainer.preprocess or Preprocess.for_input(explainer.input_shape)
+    """How pictures are prepared for `explainer`: as its model says, else a guess from its input's shape; classifiers
+    are shown the middle of a picture, other models all of it that has their aspect."""
+    if explainer.preprocess is not None:
+        return explainer.preprocess
+    guess = Preprocess.for_input(explainer.input_shape)
+    return guess if explainer.spec.target in CLASSES else replace(guess, crop=1.0)
 
 
 def feed(explainer: Explainer, crops: Any, pre: Preprocess) -> Any:

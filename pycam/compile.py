@@ -135,7 +135,9 @@ def compile_model(
     aim = target if target is not None else usual(taken.model)
     located = _candidates(aim, taken.model)
     ends = located.ends if located.positions else ()
-    layers = locate_layers(graph, layer, located.z, ends, tokens) if found.layers != "none" else []
+    layers = (
+        locate_layers(graph, layer, located.z, ends, tokens, points=located.points) if found.layers != "none" else []
+    )
     fold_batchnorm(graph, keep=[*layers, *located.ends])
     seen = image.floats or (x if is_picture(axes) else as_picture(graph, x, position_axes(axes), "picture"))
 

@@ -92,3 +92,9 @@ def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
         return ", ".join(names)
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.3)
     return ", ".join(close or names[:count])
+
+
+def ordinal(number: int) -> str:
+    """1 → "1st", 2 → "2nd", 12 → "12th"."""
+    last = number % 10 if number % 100 not in (11, 12, 13) else 0
+    return f"{number}{('th', 'st', 'nd', 'rd')[last] if last < 4 else 'th'}"

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from .errors import InputError
 
+LABELLED = ("class", "token", "output")
+"""Nouns of targets that the model's labels name."""
+
 LISTED = 1000
 """Up to so many numbers of an extra are written out in `Explanation.to_dict`."""
 
@@ -68,7 +71,8 @@ class Explanation:
         target = int(self.targets[n, k])
         if target < 0:
             return f"all {self.noun}s"
-        return self.labels[target] if target < len(self.labels) else f"{self.noun} {target}"
+        named = self.noun in LABELLED and target < len(self.labels)
+        return self.labels[target] if named else f"{self.noun} {target}"
 
     def per_layer(self) -> tuple[NDArray[np.float32], ...]:
         """Each layer's own heatmaps, float32 (N, K, H, W), in the order that the layers were given.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from pycam.explainer import Explainer
     from pycam.preprocess import Preprocess
     from pycam.targets import Target
-
-_COMMAS = re.compile(r",(?![^\[(]*[\])])")  # but for those within brackets
 
 
 def add_target_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +98,7 @@ def parse_target(text: str) -> Target:
     made = targets.get(kind)
     known = {f.name for f in fields(made)}
     options: dict[str, Any] = {}
-    for part in _COMMAS.split(rest) if rest else ():
+    for part in _parts(rest):
         name, equals, value = part.partition("=")
         if not equals or name not in known:
             listed = ", ".join(sorted(known)) or "none"
@@ -109,8 +106,22 @@ def parse_target(text: str) -> Target:
         options[name] = _value(value)
     try:
         return made(**options)
-    except TypeError as error:
-        raise TargetError(f"--as {text}: {error}; see `pycam targets {kind}`") from None
+    except TypeError:
+        raise TargetError(
+            f"--as {text}: the options do not fit, or one is missing; see `pycam targets {kind}`"
+        ) from None
+
+
+def _parts(text: str) -> list[str]:
+    """The text cut at commas, but for those within brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "[(") - (character in "])")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts if text else []
 
 
 def add_region_arguments(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +65,19 @@ def colours(result: Explanation, arguments: argparse.Namespace) -> tuple[str, tu
     from pycam.pictures.facts import CAPTIONS, SIDES
 
     return ("RdBu", SIDES) if arguments.signed else (arguments.colormap, CAPTIONS[result.objective])
+
+
+def asked(given: Mapping[str, Any]) -> list[Mark]:
+    """What is drawn on the photo: the region that was asked for."""
+    from pycam.pictures import PALETTE, Box, Mask
+
+    x, y = given.get("pixel", (0, 0))
+    shown: dict[str, Callable[[], Mark]] = {
+        "box": lambda: Box(given["box"], colour=PALETTE[1]),
+        "pixel": lambda: Box((x - 2, y - 2, x + 3, y + 3), colour=PALETTE[1]),
+        "mask": lambda: Mask(given["mask"] > 0, PALETTE[1]),
+    }
+    return [draw() for name, draw in shown.items() if name in given]
 
 
 def marks(result: Explanation, arguments: argparse.Namespace) -> list[list[Mark]]:

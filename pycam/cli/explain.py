@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from pycam.errors import InputError, OutputError, PycamError, TargetError
 from pycam.progress import progress
+from pycam.runtime.spec import CLASSES
 
 from . import timing, wording
 from .aim import add_region_arguments, inputs, region
-from .draw import add_picture_arguments, check_picture_arguments, colours, marks, overlays
+from .draw import add_picture_arguments, asked, check_picture_arguments, colours, marks, overlays
 from .options import add_method_arguments, method_arguments
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from pycam.preprocess import Preprocess
 
 HELP = "explain photos"
-_RANKED = ("class", "probability", "log_odds", "one_vs_rest")  # targets of which people want the best three
 _GUESSED = {1: "values from 0 to 1 were", 3: "ImageNet's mean and deviation were"}  # by channels, see `Preprocess`
 
 
@@ -81,6 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="per channel, of values 0–255 (default: as the model says, else ImageNet's; 255 for grey pictures)",
     )
+    parser.add_argument(
+        "--crop", type=float, help="share of the shorter side that the model sees, 0 to 1 (default: as the model says)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per photo instead of text")
 
 
@@ -107,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.labels:
         explainer.labels = _read_labels(arguments.labels)
     pre = _preprocess(preprocess_of(explainer), arguments.mean, arguments.std)
+    pre = pre if arguments.crop is None else replace(pre, crop=arguments.crop)
     notes = _guesses(explainer, pre, arguments)
     if not arguments.json:
         for note in (*explainer.spec.notes, *notes):
@@ -176,6 +180,7 @@ def _explain(
             colormap=colormap,
             caption=caption,
             marks=marks(result, arguments),
+            photo_marks=asked(given),
             footer=" · ".join(
                 [
                     *filter(None, [result.method, result.layer, wording.objective(result)]),
@@ -212,7 +217,7 @@ def _text(report: dict[str, Any], result: Explanation, why: str) -> str:
         *([f"  objective {aim}"] if aim else []),
         *(f"  {line}" for line in timing.words(report["times_ms"])),
         *([f"  {why}"] if why else []),
-        *(f"  {title} (score {score:.3g})" for title, score in concepts if score is not None),
+        *(f"  {title} ({score})" for title, score in concepts if score is not None),
         *(f"  flat: {wording.flat(result, k)}" for k in shown if result.flat[0, k]),
         f"  wrote {report['picture']}",
     ]
@@ -227,16 +232,16 @@ def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
     note = wording.flat_shortly(result) if result.flat[0, k] else ""
     value = wording.own_score(result, k)
     if value is not None:
-        return " · ".join(filter(None, [f"score {value:.3g}", note]))
+        return " · ".join(filter(None, [value, note]))
     if scores is None:
         return note
-    value = float(scores[int(result.targets[0, k])])
-    return " · ".join(filter(None, [f"{value:.1%}" if 0 <= value <= 1 else f"score {value:.3g}", note]))
+    score = float(scores[int(result.targets[0, k])])
+    return " · ".join(filter(None, [f"{score:.1%}" if 0 <= score <= 1 else f"score {score:.3g}", note]))
 
 
 def _scores(explainer: Explainer, result: Explanation) -> NDArray[Any] | None:
     """Class scores of one photo, as probabilities where there are several classes; None if they are not a vector."""
-    if explainer.spec.target not in _RANKED:
+    if explainer.spec.target not in CLASSES:
         return None
     found = result.scores[explainer.spec.score] if isinstance(result.scores, dict) and result.scores else result.scores
     if isinstance(found, dict) or found.ndim != 2:
@@ -265,7 +270,7 @@ def _targets(given: Sequence[str] | None, explainer: Explainer) -> Any:
     from pycam.runtime.feeds import DEEPEST, check_targets
 
     if given is None:
-        return "top3" if explainer.spec.targeted and explainer.spec.target in _RANKED else None
+        return "top3" if explainer.spec.targeted and explainer.spec.target in CLASSES else None
     if not explainer.spec.targeted:
         return given[0]  # the explainer says that it takes none
     row: list[int] = []
@@ -314,8 +319,19 @@ def _preprocess(pre: Preprocess, mean: Sequence[float] | None, std: Sequence[flo
 
 def _guesses(explainer: Explainer, pre: Preprocess, arguments: argparse.Namespace) -> list[str]:
     """What neither the model nor the flags say, and had to be assumed."""
-    if explainer.preprocess is not None or (arguments.mean and arguments.std):
+    if explainer.preprocess is not None:
         return []
+    rows = explainer.input_shape[2:] if explainer.spec.layout == "NCHW" else explainer.input_shape[1:3]
+    free = not all(isinstance(d, int) for d in rows)
+    height, width = pre.size
+    sizes = [f"the model takes images of any size: {height} × {width} was assumed (--size)"] if free else []
+    if arguments.mean and arguments.std:
+        return sizes
     missing = [f"--{name}" for name in ("mean", "std") if not getattr(arguments, name)]
     guess = f"{_GUESSED[len(pre.channels)]} assumed ({', '.join(missing)})"
-    return [f"the model does not say how pictures are prepared: {guess}"]
+    cropped = (
+        ""
+        if pre.crop == 1
+        else f", and the middle {pre.crop:.1%} of the shorter side is shown to it (--crop 1 for all)"
+    )
+    return [*sizes, f"the model does not say how pictures are prepared: {guess}{cropped}"]

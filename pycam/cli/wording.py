@@ -49,12 +49,18 @@ def title(result: Explanation, k: int) -> str:
     return f"concept {k + 1} → {label}" if "concepts" in result.extras else label
 
 
-def own_score(result: Explanation, k: int) -> float | None:
-    """The score of map k: of a concept for its class, or of a target that is no class; None where the class's own
-    score says it."""
+def own_score(result: Explanation, k: int) -> str | None:
+    """The score of map k, in words: of a concept for its class, or of a target that is no class; None where the class's
+    own score says it."""
     if "concepts" in result.extras:
-        return float(result.extras["concepts"][0, k, int(result.targets[0, k])])
-    return float(result.extras["score"][0, k]) if "score" in result.extras else None
+        return f"score {float(result.extras['concepts'][0, k, int(result.targets[0, k])]):.3g}"
+    if "score" not in result.extras:
+        return None
+    if "box_scores" in result.extras:
+        box = ", ".join(f"{v:.0f}" for v in result.extras["boxes"][0, k])
+        return f"{float(result.extras['box_scores'][0, k]):.1%} at {box}"
+    area = f" on {float(result.extras['area'][0, k]):.1%}" if "area" in result.extras else ""
+    return f"score {float(result.extras['score'][0, k]):.4g}{area}"
 
 
 def _side(result: Explanation) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pycam.graph.builder import Builder
+from pycam.graph.shapes import UNKNOWN
 
 from .call import Call
 from .index import from_start, length, one_target, positions, vector, zeros
@@ -150,10 +151,15 @@ def compress(g: Builder, n: Call, dy: ir.Value) -> ir.Value:
     return n.reshape_like(dx) if flat else dx
 
 
+def _name(size: str | None) -> str | None:
+    """A size that the model names; what inference made up means nothing."""
+    return size if size is not None and UNKNOWN not in size else None
+
+
 def per_image(n: Call) -> None:
     """Indices of the shape of `y` must be repeated with it, which constants are not, and belong to the same images."""
     rows = [next(iter(value.shape)) for value in n.node.inputs[:2] if value is not None and value.shape]
-    known = [d if isinstance(d, int) else d.value for d in rows]
+    known = [d if isinstance(d, int) else _name(d.value) for d in rows]
     same = len(known) == 2 and (None in known or known[0] == known[1])
     if not same or n.node.inputs[1] not in n.repeat.batched or int(n.attr("axis", 0)) % n.rank(0) == 0:
         one_target(n, "has the same indices for all batches, or works along the batch axis")

@@ -175,7 +175,7 @@ def _hidden_tokens(model: LayerSearch, found: ir.Value) -> ir.Value | None:
     return None
 
 
-def automatic_spatial(model: LayerSearch) -> ir.Value:
+def automatic_spatial(model: LayerSearch, points: bool = False) -> ir.Value:
     """For scores that keep positions (masks, boxes): the last features on the image's grid that all of `model.ends`
     depend on and all paths lead through, before their last projections.
 
@@ -193,8 +193,9 @@ def automatic_spatial(model: LayerSearch) -> ir.Value:
     grid = model.on_the_image()
     shared = [v for v in _in_common(model, grid) if v in grid]
     narrow, coarse, depth = _last_narrow(model, shared), _last_coarse(model, shared), _depths(model.graph)
-    early = coarse is not None and depth[narrow] * _EARLY < depth[coarse]
-    return _unpooled(model, coarse if coarse is not None and early else narrow)
+    if coarse is not None and (depth[narrow] * _EARLY < depth[coarse] or (points and depth[narrow] > depth[coarse])):
+        return _unpooled(model, coarse)
+    return _unpooled(model, narrow)
 
 
 def _in_common(model: LayerSearch, grid: set[ir.Value]) -> list[ir.Value]:

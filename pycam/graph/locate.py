@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -95,6 +96,8 @@ def locate_layers(
     score: ir.Value,
     ends: Sequence[ir.Value] = (),
     tokens: Sequence[int] | None = None,
+    *,
+    points: bool = False,
 ) -> list[ir.Value]:
     """The values of `layer` as features (N, C, h, w): tensor name, node name, module path, "auto", or "all" of them;
     several are given as a list.
@@ -110,6 +113,7 @@ def locate_layers(
             them, and "auto" is the one of `automatic_spatial`.
         tokens: (height, width), (height, width, before) or (height, width, before, after) of tokens that cannot be
             found from the graph: the grid, and how many special tokens lie before and after it.
+        points: The score is that of a single position, as a box's: see `automatic_spatial`.
 
     Raises:
         LayerError: unknown (with the nearest names), no features on the image's grid, not on a path to the score, or
@@ -120,7 +124,7 @@ def locate_layers(
         raise LayerError("no layer was given: name one, or say layer='auto'")
     given = given_tokens(tokens) if tokens is not None else None
     model = LayerSearch(graph, score, ends, given)
-    pick = automatic_spatial if ends else automatic
+    pick = partial(automatic_spatial, points=points) if ends else automatic
     if names == ["all"]:
         every = [node.outputs[0] for node in graph if _listed(model, node)]
         values = list(dict.fromkeys(_usable(model, y, y.name or "") for y in every)) or [pick(model)]

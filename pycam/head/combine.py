@@ -78,10 +78,17 @@ def combined(
         return finish(raws, size)
     each = [finish([raw], size) for raw in raws]
     stack = np.stack([maps for maps, _ in each])
-    maps = stack.max(axis=0) if combine == "max" else stack.prod(axis=0)
+    maps = stack.max(axis=0) if combine == "max" else _product(stack)
     lifted = maps - maps.min(axis=positions(maps), keepdims=True)
     scaled = lifted / (lifted.max(axis=positions(maps), keepdims=True) + np.float32(1e-7))
     return np.asarray(scaled, np.float32), np.all([flat for _, flat in each], axis=0)
+
+
+def _product(stack: Maps) -> Maps:
+    """The product over axis 0, with its largest value 1: that of many layers is small everywhere."""
+    maps = stack.prod(axis=0)
+    top = maps.max(axis=tuple(range(2, maps.ndim)), keepdims=True)
+    return np.asarray(maps / np.where(top > 0, top, 1), np.float32)
 
 
 def _from_minimum(raw: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -129,7 +129,9 @@ def _max(g: Builder, layers: Sequence[ir.Value]) -> ir.Value:
 
 
 def _product(g: Builder, layers: Sequence[ir.Value]) -> ir.Value:
-    return reduce(g.Mul, (_min_max(g, layer) for layer in layers))
+    maps = reduce(g.Mul, (_min_max(g, layer) for layer in layers))
+    top = g.ReduceMax(maps, _AXES, keepdims=1)
+    return g.Div(maps, g.Where(g.Greater(top, 0.0), top, 1.0))  # that of many layers is small everywhere
 
 
 _COMBINED = {"mean": _mean, "max": _max, "product": _product}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pycam import _native
-from pycam.errors import InputError, TargetError, nearest
+from pycam.errors import InputError, TargetError, nearest, ordinal
 
 Targets: TypeAlias = "int | str | ArrayLike | None"
 
@@ -119,7 +119,7 @@ def check_targets(
         known = f"0 to {classes - 1}" if classes is not None else "0 and up"
         raise TargetError(
             f"class {wrong} is out of range: this model's classes are {known}, and −1 (the best one) "
-            f"to −{deepest} (the {deepest}th best)"
+            f"to −{deepest} (the {ordinal(deepest)} best)"
         )
     return np.ascontiguousarray(array, dtype=np.int64)
 

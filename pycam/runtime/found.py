@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from pycam.errors import TargetError
+from pycam.errors import TargetError, ordinal
 
 from .spec import Spec
 
@@ -46,8 +46,8 @@ def _detection(spec: Spec, arrays: Arrays, extras: Arrays, labels: Sequence[str]
         count = int(extras["detections"][n, k])
         if box is not None and target < -1:
             raise TargetError(
-                f"box= says which detection is explained, and targets={target} the {-target}th best: give a class with "
-                "it, or −1 for any"
+                f"box= says which detection is explained, and targets={target} the {ordinal(-target)} best: give a "
+                "class with it, or −1 for any"
             )
         if score <= threshold:
             found = f"the best is {score:.3g} for {name}" if score > 0 else "there is none"
@@ -57,7 +57,8 @@ def _detection(spec: Spec, arrays: Arrays, extras: Arrays, labels: Sequence[str]
                 "the image's preprocessing and the box format right?"
             )
         if box is None and -target > count:
-            raise TargetError(f"{target} is the {-target}th best detection, and there are {count} {above}{where}")
+            there = f"there is {count}" if count == 1 else f"there are {count}"
+            raise TargetError(f"{target} is the {ordinal(-target)} best detection, and {there} {above}{where}")
         if box is not None and iou <= overlap:
             which = "the nearest" if iou > 0 else "none above the score touches it, the best"
             raise TargetError(

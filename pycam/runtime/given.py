@@ -127,7 +127,8 @@ def _numbers(value: ArrayLike, word: str) -> Array:
 
 
 def _mask(value: Any, info: Given, call: Call) -> Array:
-    """Weights (H, W) or (N, H, W) at the image's size, 0 or more; "all" for everything."""
+    """Weights (H, W) or (N, H, W) at the image's size, 0 or more, as bool, float, or the levels 0 to 255 of a picture;
+    "all" for everything."""
     size = (call.height, call.width)
     if isinstance(value, str):
         if value != "all":
@@ -140,7 +141,8 @@ def _mask(value: Any, info: Given, call: Call) -> Array:
         )
     if array.min() < 0:
         raise TargetError(f"mask= holds {array.min()}: its weights must be 0 or more")
-    masks = np.broadcast_to(array, (call.images, *size))
+    weights = array / np.float32(255) if array.dtype == np.uint8 and array.max() > 1 else array
+    masks = np.broadcast_to(weights, (call.images, *size))
     empty = [n for n, one in enumerate(masks) if not one.any()]
     if empty:
         raise TargetError(f"mask= is zero everywhere for image {empty[0]}: nothing would be explained")

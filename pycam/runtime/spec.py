@@ -16,6 +16,12 @@ from .recipe import Recipe
 
 KEY = "pycam.spec"
 
+CLASSES = ("class", "probability", "log_odds", "one_vs_rest")
+"""Kinds of targets that are one of several classes of the whole image."""
+
+LISTED = 6
+"""Up to so many layers are named one by one."""
+
 ROUNDING = 1e-5
 """Share of a level of the score below which differences between positions are rounding: such a map is flat."""
 
@@ -113,7 +119,8 @@ class Spec:
     @cached_property
     def layer(self) -> str:
         """The layers as people name them: module path where there is one; "" for a method that looks at none."""
-        return ", ".join(module or name for module, name in zip(self.modules, self.layers, strict=True))
+        names = [module or name for module, name in zip(self.modules, self.layers, strict=True)]
+        return ", ".join(names) if len(names) <= LISTED else f"{len(names)} layers, {names[0]} … {names[-1]}"
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -35,6 +35,7 @@ class Candidates:
         probabilities: `output` holds probabilities over its classes.
         positions: `ends` keep positions of the image, as masks and boxes do: what "auto" picks is then the layer of
             `graph.automatic.automatic_spatial`.
+        points: The score is that of a single position: of its features a fine grid would show but that one.
         fixed: Values that say what was chosen: variants of an image keep those of the image itself.
         given: What a call may give besides the targets: keyword → the graph input and its meaning.
         extras: What is returned besides the maps, the first axis N: key in `Explanation.extras` → value.
@@ -51,6 +52,7 @@ class Candidates:
     noun: str = "class"
     probabilities: bool = False
     positions: bool = False
+    points: bool = False
     fixed: tuple[ir.Value, ...] = ()
     given: Mapping[str, Given] = field(default_factory=dict)
     extras: Mapping[str, ir.Value] = field(default_factory=dict)

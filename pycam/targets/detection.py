@@ -134,6 +134,7 @@ class Detection(Target):
             shown=found.label,
             classes=head.classes,
             positions=True,
+            points=True,
             fixed=fixed,
             given=dict(model.given),
             extras={

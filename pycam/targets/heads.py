@@ -47,6 +47,10 @@ def name_outputs(model: Outputs, asked: Detection) -> Named:
     boxes, scores = _listed(model, asked.boxes), _listed(model, asked.scores)
     labels = model.output(asked.labels) if asked.labels is not None else None
     if not (boxes or scores or labels is not None):
+        if model.default is not None:
+            raise TargetError(
+                f"output={model.default!r} does not say which outputs a detection is made of; {listing(model)}"
+            )
         found = _search(model, asked)
         return found._replace(note=f"found automatically: {_sentence(found)}")
     if not boxes:
@@ -59,6 +63,11 @@ def name_outputs(model: Outputs, asked: Detection) -> Named:
         raise TargetError(
             f"form={form!r} does not go with the outputs that are named: 'joint' has boxes= alone, 'apart' boxes= and "
             "scores=, 'list' boxes=, scores= and labels=, or boxes= alone with all of them side by side (N, D, 6)"
+        )
+    if asked.form is None and form == "joint" and dims(boxes[0])[-1] == 6:
+        raise TargetError(
+            f"the output {boxes[0].name!r} {list(dims(boxes[0]))} has six columns, as a list behind non-maximum "
+            "suppression has (form='list') and a head of one or two classes (form='joint'): say which"
         )
     return Named(form, boxes, scores, labels)
 

@@ -183,6 +183,26 @@ class Outputs:
 
 
 def _before(value: ir.Value, op: str) -> ir.Value | None:
-    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`."""
+    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`.
+
+    A Softmax of opset 12 and older comes out of onnx's version converter between a Flatten and a Reshape.
+    """
     node = before_rounding(value).producer()
+    x = _input_of(node, op)
+    if x is not None or op not in SOFTMAX:
+        return x
+    flat = _input_of(_producer(_input_of(node, "Reshape")), op)
+    flatten = _producer(flat)
+    x = _input_of(flatten, "Flatten")
+    if flatten is None or x is None or value.shape is None or x.shape is None or len(x.shape) != len(value.shape):
+        return None
+    return x if flatten.attributes.get_int("axis", 1) == len(x.shape) - 1 else None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _input_of(node: ir.Node | None, op: str) -> ir.Value | None:
+    """The first input of a node, if it is an `op` of ONNX."""
     return node.inputs[0] if node is not None and node.op_type == op and node.domain == "" else None

@@ -59,6 +59,11 @@ class Similarity(Target):
         """See `Target.candidates`."""
         found = model.logits(self.output, ())
         e, length, notes = self._embedding(model, found.value)
+        if length == 1:
+            raise TargetError(
+                f"the output {found.output.name!r} is one number per image, and no embedding: name another of "
+                f"{', '.join(model.named)}"
+            )
         ref = model.take("reference", Given("reference", "references", ("N", None, length), required=True))
         z = MEASURES[self.measure](model.g, e, ref)
         return Candidates(

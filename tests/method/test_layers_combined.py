@@ -52,7 +52,8 @@ def test_what_is_made_of_several_layers(model: Any, head: str, combine: Any, of:
     each = [pycam.Explainer(model, layer=layer, head=head)(X, [[0, 3], [1, 2]]) for layer in LAYERS]
     result = pycam.Explainer(model, layer=LAYERS, combine=combine, head=head)(X, [[0, 3], [1, 2]])
     if combine == "mean":  # whose layers are not stretched once more before
-        assert result.heatmaps.min() == 0 and result.heatmaps.max() == pytest.approx(1, abs=1e-5)
+        assert result.heatmaps.min() == 0
+        assert result.heatmaps.max() == pytest.approx(1, abs=1e-5)
     else:
         np.testing.assert_allclose(result.heatmaps, _unit(of([one.heatmaps for one in each], axis=0)), atol=1e-5)
     assert (result.flat == np.logical_and(*(one.flat for one in each))).all()
