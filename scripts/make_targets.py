@@ -97,7 +97,13 @@ CALLS = (
 SCORES = """
 `Explanation.extras["score"]`, float32 (N, K), is the target's score, whatever the objective (of `Class()` it is
 the model's own output). Every target takes the objectives "class" and "counterfactual"; those over classes take
-"contrastive" as well. On the command line places are given in pixels of the photo.
+"contrastive" as well. On the command line places are given in pixels of the photo; what comes back (`extras["boxes"]`,
+`boxes()`) is in pixels of what the model saw.
+
+In Python, what is not found is an error (no detection above the threshold, nothing at the position). An exported
+graph has no errors: look at `box_scores` and `iou` of a detection, and at `steps` (−1: nothing there) of a sequence.
+Detectors and decoders with recurrent layers, or with operators that move the batch axis, are exported for one target
+per image: `classes=1`, `--one`.
 
 Several labels at once, in one map: `Weighted([(None, 3, 1.0), (None, 7, 1.0)])`. Anything else: `Custom`, an ONNX
 graph.

@@ -285,7 +285,9 @@ def test_a_guess_is_said(run: Run, cnn: Net, small: Path, photos: dict[str, Path
         assert out.count(guess) == sum(guess in note for note in notes) <= 1
         return next((line for line in out.splitlines() if guess in line), "")
 
-    assert said("m.onnx") == f"note: {guess} (--mean, --std)"
-    assert said("m.onnx", "--mean", 127) == f"note: {guess} (--std)"
+    middle = ", and the middle 87.5% of the shorter side is shown to it (--crop 1 for all)"
+    assert said("m.onnx") == f"note: {guess} (--mean, --std){middle}"
+    assert said("m.onnx", "--mean", 127) == f"note: {guess} (--std){middle}"
+    assert said("m.onnx", "--crop", 1) == f"note: {guess} (--mean, --std)"
     assert said("m.onnx", "--mean", 127, "--std", 64) == ""
     assert said(small) == ""
