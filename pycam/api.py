@@ -16,6 +16,7 @@ from .runtime.feeds import Targets
 from .runtime.metadata import PREPROCESS, read_metadata
 from .runtime.program import BATCH
 from .runtime.spec import CLASSES
+from .targets.base import check_target
 
 if TYPE_CHECKING:
     from .graph.builder import Lower
@@ -136,6 +137,7 @@ def export(
     from .image import check_writable
 
     whole = Path(path).suffix != ""
+    target = check_target(target)
     place = check_writable(path, suffixes=(".onnx",)) if whole else Path(path)
     if isinstance(model, (str, os.PathLike)) and place.exists() and os.path.samefile(model, place):
         raise OutputError(f"{str(place)!r} is the model itself: write the explain graph somewhere else")

@@ -22,13 +22,13 @@ from .runtime.built_in import check_exported, check_names, check_settled
 from .runtime.feeds import Targets, check_against, check_inputs, check_targets, describe_inputs
 from .runtime.folder import read_folder, stage_files
 from .runtime.found import check_found
-from .runtime.given import Call, check_given
+from .runtime.given import Call, check_given, reference_count
 from .runtime.layouts import position_axes
 from .runtime.metadata import LABELS, PREPROCESS, read_metadata
 from .runtime.program import BATCH, Program, Staged, Whole
 from .runtime.session import make_session
 from .runtime.spec import Spec
-from .targets.base import Target
+from .targets.base import Target, check_target
 
 if TYPE_CHECKING:
     import onnx
@@ -119,7 +119,7 @@ class Explainer:
             raise MethodError(f"method={method!r}: give a name of `pycam.methods()`")
         if isinstance(model, (str, os.PathLike)):
             model = os.path.abspath(model)  # it may be read again, from wherever the process is then
-        aim = target if isinstance(target, Target) else None
+        aim = check_target(target)
         self._options: dict[str, Any] = {"providers": providers, "threads": threads}
         self._batch, self._progress = _rows(batch), show_progress if progress else None
         self.aug_smooth = aug_smooth
@@ -149,7 +149,7 @@ class Explainer:
             }
             self._one, self._many = self._build()
         else:
-            check_settled(spec, layout, pins)
+            check_settled(spec, layout, pins, size, tokens)
             check_exported(spec, method, layer, aim, output, head, objective, eigen_smooth, combine, options)
             self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
             self._one = self._load(model, spec)
@@ -200,7 +200,10 @@ class Explainer:
         if not self.spec.targeted and targets is not None:
             raise TargetError(f"the method {self.spec.method!r} finds by itself what it explains: leave targets out")
         image = feeds[self.spec.image]
-        chosen = check_targets(wanted, len(image), self.spec.classes, self.labels)
+        classes = self.spec.classes
+        if "reference" in self.spec.given and given.get("reference") is not None:
+            classes = reference_count(given["reference"])
+        chosen = check_targets(wanted, len(image), classes, self.labels, self.spec.noun)
         arrays: dict[str, NDArray[Any]] = {self.spec.targets: chosen}
         if self.spec.against is not None:
             arrays[self.spec.against] = check_against(against, chosen.shape, self.spec.classes, self.labels)
@@ -233,7 +236,13 @@ class Explainer:
         images = len(feeds[self.spec.image])
         blank = {one.input: np.zeros(one.sizes(Call(images, 1, 1, 1)), one.dtype) for one in self.spec.given.values()}
         targets = {name: np.full((images, 1), -1, np.int64) for name in (self.spec.targets, self.spec.against) if name}
-        return self._one.run(feeds, {**targets, **blank})[self.spec.extras["embedding"]]
+        session = self._one.session
+        given = {
+            name: array
+            for name, array in {**feeds, **targets, **blank}.items()
+            if name in {i.name for i in session.get_inputs()}
+        }
+        return np.asarray(session.run([self.spec.extras["embedding"]], given)[0])  # and nothing behind it
 
     def _size(self, image: NDArray[Any]) -> tuple[int, ...]:
         """Height and width; length of a signal; depth, height and width of a volume."""

@@ -203,9 +203,23 @@ def _inputs(arguments: argparse.Namespace, explainer: Explainer) -> dict[str, ND
         name, equals, value = text.partition("=")
         if not equals:
             raise InputError(f"--input {text!r}: write NAME=VALUE, as in --input 'question=[[4,8,15]]'")
-        array = _load(value) if value.endswith(".npy") else np.asarray(_value(value))
-        found[name] = array.astype(dtypes.get(name) or array.dtype)
+        if name not in dtypes or name == explainer.spec.image or name in found:
+            others = ", ".join(n for n in dtypes if n != explainer.spec.image) or "none"
+            raise InputError(f"--input {name}: the model's further inputs are {others}, each given once")
+        found[name] = _array(value, text, dtypes[name])
     return found
+
+
+def _array(value: str, text: str, dtype: np.dtype[Any] | None) -> NDArray[Any]:
+    """Numbers, or those of a .npy file, as the input takes them."""
+    try:
+        array = _load(value) if value.endswith(".npy") else np.asarray(_value(value))
+    except ValueError:  # rows of different lengths
+        array = np.array("")
+    wanted = dtype or array.dtype
+    if array.dtype.kind not in "biuf" or (array.dtype.kind == "f" and wanted.kind != "f"):
+        raise InputError(f"--input {text!r}: write numbers of dtype {wanted.name}, as in [[4,8,15]], or a .npy file")
+    return array.astype(wanted)
 
 
 def _reference(path: str, explainer: Explainer, pre: Preprocess, others: dict[str, NDArray[Any]]) -> NDArray[Any]:
@@ -231,7 +245,7 @@ def _numbers(flag: str, text: str, count: int) -> Sequence[float]:
         values = [float(part) for part in text.split(",")]
     except ValueError:
         values = []
-    if len(values) != count:
+    if len(values) != count or not np.isfinite(values).all() or max(map(abs, values)) > 1e9:
         raise InputError(f"{flag} {text!r}: write {count} numbers with commas between, in pixels of the photo")
     return values
 

@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from pycam.errors import PycamError
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def forward_ms(model: Any, explainer: Explainer, x: Any, arguments: argparse.Nam
 
     from .options import exported
 
-    if exported(model) is not None or len(explainer.inputs) > 1:
+    if exported(model) is not None or isinstance(x, dict):
         return None, ""
     try:
         proto, folder = forward_model(model)
@@ -65,7 +67,7 @@ def forward_ms(model: Any, explainer: Explainer, x: Any, arguments: argparse.Nam
     try:
         return median_ms(lambda: session.run(None, {explainer.spec.image: x})), ""
     except Exception as error:  # onnxruntime's exceptions share no base class
-        return None, f"the forward pass alone was not timed, the model cannot run on {x.shape}: {error}"
+        return None, f"the forward pass alone was not timed, the model cannot run on {np.shape(x)}: {error}"
 
 
 def words(times: dict[str, float]) -> list[str]:

@@ -137,7 +137,8 @@ class Masked(Target):
         model.refuse_rank(
             y, [4], "SemanticSegmentationTarget takes (N, classes, h, w)", "use ClassifierOutputTarget, or output="
         )
-        mask = model.take("mask", Given("mask", "array", ("N", None, None), required=True))
+        sizes = [d if isinstance(d, int) else None for d in (y.shape or (None,) * 4)][2:4]
+        mask = model.take("mask", Given("mask", "array", ("N", *sizes), required=True))
         z = g.ReduceSum(g.Mul(model.floats(y), g.Unsqueeze(mask, [1])), [2, 3], keepdims=0)
         size = y.shape[1] if y.shape is not None else None
         classes = size if isinstance(size, int) else None

@@ -12,6 +12,7 @@ import numpy as np
 
 from pycam.errors import InputError, MethodError, PycamError
 from pycam.progress import progress as show_progress
+from pycam.runtime.feeds import check_targets
 
 from . import facts
 from .diverging import ALPHA
@@ -262,10 +263,13 @@ def _feed(explainer: Explainer, photo: Pixels, pre: Preprocess) -> Any:
 
 
 def _resolved(explainer: Explainer, x: Any, targets: Sequence[Target]) -> Any:
-    """The classes as one row (1, K), each once: so that all methods explain the same ones."""
+    """The classes as one row (1, K), each once: so that all methods explain the same ones.  What has a score of its own
+    (a detection, a word) is asked for by its rank."""
     found = [np.array([[t]], np.int64) if isinstance(t, int) and t >= 0 else explainer(x, t).targets for t in targets]
     if not found:
         raise InputError("no target was given: give a class, a label, or top1")
+    if explainer.spec.target in ("detection", "sequence"):
+        found = [check_targets(t, 1, explainer.spec.classes, explainer.labels) for t in targets]
     row = np.concatenate(found, axis=1)[0].tolist()
     return np.array([list(dict.fromkeys(row))], np.int64)
 

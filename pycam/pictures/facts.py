@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pycam.runtime.spec import CLASSES
+
 if TYPE_CHECKING:
     from pycam.explanation import Explanation
 
@@ -58,7 +60,7 @@ def class_scores(explanation: Explanation, output: str | None = None) -> NDArray
     scores = explanation.scores
     if isinstance(scores, Mapping):
         scores = scores.get(output or "", np.zeros(0))
-    if explanation.noun != "class" or scores.ndim != 2 or not scores.size or scores.dtype.kind != "f":
+    if explanation.target not in CLASSES or scores.ndim != 2 or not scores.size or scores.dtype.kind != "f":
         return None
     rows = scores.astype(np.float64)
     if rows.shape[1] == 1 or (rows.min() >= 0 and rows.max() <= 1):

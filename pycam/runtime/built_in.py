@@ -25,11 +25,11 @@ def check_names(program: Program) -> None:
         )
 
 
-def check_settled(spec: Spec, layout: Any, pins: Any) -> None:
+def check_settled(spec: Spec, layout: Any, pins: Any, size: Any, tokens: Any) -> None:
     """An exported graph's inputs are as they are."""
     named = layout if isinstance(layout, Mapping) or layout is None else {spec.image: layout}
-    if pins or (named is not None and dict(named) != {spec.image: spec.layout}):
-        asked = "pins=" if pins else "layout="
+    asked = next((word for word, value in (("pins=", pins), ("size=", size), ("tokens=", tokens)) if value), "layout=")
+    if asked != "layout=" or (named is not None and dict(named) != {spec.image: spec.layout}):
         raise MethodError(
             f"the explain graph has its inputs built in (the image {spec.image!r} is {spec.layout}): "
             f"leave {asked} out, or export the model again with it"

@@ -80,6 +80,7 @@ def check_targets(
     images: int,
     classes: int | None,
     labels: Sequence[str] = (),
+    noun: str = "class",
 ) -> NDArray[np.int64]:
     """Targets as int64 (N, K).  −1 is the best class, −2 the second best, …
 
@@ -88,6 +89,7 @@ def check_targets(
         images: N.
         classes: How many classes there are; None if unknown.
         labels: Class names, to look up a label in.
+        noun: What one of them is called.
 
     Raises:
         TargetError: a number of targets that does not fit, a class out of range, or an unknown label.
@@ -118,8 +120,8 @@ def check_targets(
         wrong = low if low < -deepest else high
         known = f"0 to {classes - 1}" if classes is not None else "0 and up"
         raise TargetError(
-            f"class {wrong} is out of range: this model's classes are {known}, and −1 (the best one) "
-            f"to −{deepest} (the {ordinal(deepest)} best)"
+            f"{noun} {wrong} is out of range: this model's {noun}{'es' if noun.endswith('s') else 's'} are {known}, "
+            f"and −1 (the best one) to −{deepest} (the {ordinal(deepest)} best)"
         )
     return np.ascontiguousarray(array, dtype=np.int64)
 

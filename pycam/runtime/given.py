@@ -225,6 +225,12 @@ def _references(value: Any, info: Given, call: Call) -> Array:
     return np.broadcast_to(wide, (call.images, *wide.shape[-2:]))
 
 
+def reference_count(value: Any) -> int:
+    """How many references there are in what a call gave: (D,), (R, D) or (N, R, D)."""
+    shape = np.shape(value)
+    return int(shape[-2]) if len(shape) > 1 else 1
+
+
 def _any(value: Any, info: Given, call: Call) -> Array:
     """An array as the user's own graph takes it."""
     array = _numbers(value, info.input)

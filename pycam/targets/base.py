@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from pycam.errors import TargetError
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
@@ -81,6 +83,22 @@ class Target(ABC):
     def options(self) -> dict[str, Any]:
         """Its options as JSON values."""
         return {f.name: _plain(getattr(self, f.name)) for f in fields(self)}
+
+
+def check_target(target: object) -> Target | None:
+    """`target` if it is a Target; None for classes, labels and whatever else says which one.
+
+    Raises:
+        TargetError: it names a kind of target, but is none.
+    """
+    if isinstance(target, type) and issubclass(target, Target):
+        raise TargetError(f"target={target.__name__}: a target is a value, write pycam.targets.{target.__name__}()")
+    if isinstance(target, str):
+        from . import kinds
+
+        if target in kinds():
+            raise TargetError(f"target={target!r}: write pycam.targets.{kinds()[target].__name__}()")
+    return target if isinstance(target, Target) else None
 
 
 def _plain(value: Any) -> Any:

@@ -14,13 +14,16 @@ if TYPE_CHECKING:
 
     from .outputs import Logits, Outputs
 
+ENDS = ("Softmax", "LogSoftmax", "Sigmoid")
+"""What is stepped behind."""
+
 LOWEST = -3.0e38
 """In place of −∞, which would make NaN of gradients: e to its power is 0."""
 
 
 @dataclass(frozen=True)
 class Class(Target):
-    """The score of a class, the logit where the model ends in a softmax: `z_t`.
+    """The score of a class, the logit where the model ends in a softmax or a sigmoid: `z_t`.
 
     What lies behind axis 1 is summed over.
 
@@ -34,7 +37,7 @@ class Class(Target):
 
     def candidates(self, model: Outputs) -> Candidates:
         """See `Target.candidates`."""
-        found = model.logits(self.output)
+        found = model.logits(self.output, ENDS)
         return _classes(found, class_scores(model, found), _axes_note(found))
 
 
@@ -58,12 +61,12 @@ class Probability(Target):
         z = class_scores(model, found)
         one = found.activation == "Sigmoid" or _count(z) == 1
         p = model.g.Sigmoid(z) if one else model.g.Softmax(z, axis=1)
-        return _classes(found, p, ())
+        return _classes(found, _shaped(p, z), ())
 
 
 @dataclass(frozen=True)
 class LogOdds(Target):
-    """The log-odds of a class: `log p_t/(1 − p_t) = z_t − log Σ_{j≠t} e^{z_j}`.
+    """The log-odds of a class: `log p_t/(1 − p_t) = z_t − log Σ_{j≠t} e^{z_j}`, or `z_t` behind a sigmoid.
 
     Unlike the probability it does not saturate.
 
@@ -78,7 +81,9 @@ class LogOdds(Target):
     def candidates(self, model: Outputs) -> Candidates:
         """See `Target.candidates`."""
         g = model.g
-        found = model.logits(self.output)
+        found = model.logits(self.output, ENDS)
+        if found.activation == "Sigmoid":
+            return _classes(found, class_scores(model, found), ())
         z = _several(class_scores(model, found), "log-odds")
         best = g.ArgMax(z, axis=1, keepdims=1)
         is_best = g.Equal(_indices(model, z), best)
@@ -88,7 +93,7 @@ class LogOdds(Target):
         shifted = g.Exp(g.Sub(z, top))
         rest = g.Sub(g.ReduceSum(shifted, [1], keepdims=1), g.Where(is_best, 0.0, shifted))
         others = g.Where(is_best, without, g.Add(top, g.Log(rest)))
-        return _classes(found, g.Sub(z, others), ())
+        return _classes(found, _shaped(g.Sub(z, others), z), ())
 
 
 @dataclass(frozen=True)
@@ -106,11 +111,11 @@ class OneVsRest(Target):
     def candidates(self, model: Outputs) -> Candidates:
         """See `Target.candidates`."""
         g = model.g
-        found = model.logits(self.output)
+        found = model.logits(self.output, ENDS)
         z = _several(class_scores(model, found), "one-vs-rest")
         size = g.Cast(g.Slice(g.Shape(z), [1], [2], [0]), to=z.dtype)
         mean = g.Div(g.Sub(g.ReduceSum(z, [1], keepdims=1), z), g.Sub(size, 1.0))
-        return _classes(found, g.Sub(z, mean), ())
+        return _classes(found, _shaped(g.Sub(z, mean), z), ())
 
 
 @dataclass(frozen=True)
@@ -168,10 +173,16 @@ def _classes(found: Logits, z: ir.Value, notes: tuple[str, ...]) -> Candidates:
         found.output,
         (found.value,),
         classes=_count(z),
-        probabilities=found.activation == "Softmax",
+        probabilities=found.probabilities,
         positions=found.value.shape is not None and len(found.value.shape) > 2,
         notes=(*found.notes, *notes),
     )
+
+
+def _shaped(z: ir.Value, like: ir.Value) -> ir.Value:
+    """`z` with the shape of `like`, which it has."""
+    z.shape = like.shape
+    return z
 
 
 def _count(z: ir.Value) -> int | None:

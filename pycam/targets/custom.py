@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 One: TypeAlias = "int | slice | None"
 Index: TypeAlias = "One | tuple[One, ...]"
 
+RESERVED = ("self", "x", "targets", "against")
+"""Names that arguments of a call have already."""
+
 END = 2**63 - 1
 """The end of an axis, for Slice."""
 
@@ -123,6 +126,9 @@ class Custom(Target):
                 f"the graph of the target 'custom' reads none of the model's outputs: its inputs are {names}, and the "
                 f"model's outputs {nearest(names, model.named)}"
             )
+        taken = [v.name for v in graph.inputs if v.name in RESERVED and v.name not in model.named]
+        if taken:
+            raise TargetError(f"the graph of the target 'custom' calls an input {taken[0]!r}, as calls do: rename it")
         given = {v: _fed(model, v) for v in graph.inputs}
         wanted = graph.outputs[0]
         rank = len(wanted.shape) if wanted.shape is not None else None

@@ -86,7 +86,11 @@ def _level(g: Builder, value: ir.Value, axis: int) -> _Level:
     if len(shape) == 2:
         return _Level(g.Unsqueeze(wide, [0]), None, None)
     if len(shape) == 3:
-        return _Level(g.Transpose(wide, perm=[0, 2, 1]) if axis == 1 else wide, None, None)
+        if axis != 1:
+            return _Level(wide, None, None)
+        turned = g.Transpose(wide, perm=[0, 2, 1])
+        turned.shape = ir.Shape([None if d == "?" else d for d in (shape[0], shape[2], shape[1])])
+        return _Level(turned, None, None)
     first = 2 if axis == 1 else 1
     height, width = size_of(g, value, first), size_of(g, value, first + 1)
     last = g.Transpose(wide, perm=[0, 2, 3, 1]) if axis == 1 else wide

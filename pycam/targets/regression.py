@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -39,9 +40,9 @@ class Regression(Target):
     reference: float | Sequence[float] = 0.0
 
     def __post_init__(self) -> None:
-        one = isinstance(self.reference, (int, float))
-        numbers = _finite([self.reference] if one else self.reference, "reference")
-        object.__setattr__(self, "reference", numbers[0] if one else numbers)
+        one = isinstance(self.reference, numbers.Real)
+        found = _finite([self.reference] if one else self.reference, "reference")
+        object.__setattr__(self, "reference", found[0] if one else found)
 
     def candidates(self, model: Outputs) -> Candidates:
         """See `Target.candidates`."""
@@ -127,12 +128,12 @@ def _columns(model: Outputs, value: ir.Value, wants: str) -> tuple[ir.Value, int
 
 def _finite(values: object, what: str) -> tuple[float, ...]:
     try:
-        numbers = tuple(float(v) for v in values)  # type: ignore[attr-defined]
+        found = tuple(float(v) for v in values)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
-        raise TargetError(f"{what}={values!r}: give numbers") from None
-    if not numbers or not all(math.isfinite(v) for v in numbers):
+        found = ()
+    if not found or isinstance(values, str) or not all(math.isfinite(v) for v in found):
         raise TargetError(f"{what}={values!r}: give one finite number or more")
-    return numbers
+    return found
 
 
 def _check_count(given: int, there: int | None, what: str, output: ir.Value) -> None:

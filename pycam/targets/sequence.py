@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -63,9 +64,10 @@ class Sequence(Target):
     def __post_init__(self) -> None:
         for name in ("blank", "end"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, numbers.Integral)):
                 raise TargetError(f"{name}={value!r}: give the token's number")
-        if self.axes is not None and sorted(self.axes) != ["N", "T", "V"]:
+            object.__setattr__(self, name, None if value is None else int(value))
+        if self.axes is not None and sorted(str(self.axes)) != ["N", "T", "V"]:
             raise TargetError(f"axes={self.axes!r}: say how N images, T steps and V tokens lie, such as 'NTV' or 'TNV'")
 
     def candidates(self, model: Outputs) -> Candidates:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from .outputs import Outputs
 
+SAME = 1e-6
+"""How near to 1 the cosine of an embedding with itself may come out."""
+
 TINY = 1e-12
 """In place of a length that is smaller: the cosine with nothing is 0."""
 
@@ -110,7 +113,8 @@ def _dot(g: Builder, e: ir.Value, ref: ir.Value) -> ir.Value:
 
 def _cosine(g: Builder, e: ir.Value, ref: ir.Value) -> ir.Value:
     own, others = (g.Div(x, g.Max(g.ReduceL2(x, [axis], keepdims=1), TINY)) for x, axis in ((e, 1), (ref, 2)))
-    return _dot(g, own, others)
+    cosine = _dot(g, own, others)
+    return g.Where(g.Greater(cosine, 1 - SAME), 1.0, cosine)  # at its maximum the gradient would be rounding
 
 
 def _euclidean(g: Builder, e: ir.Value, ref: ir.Value) -> ir.Value:

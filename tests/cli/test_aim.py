@@ -80,6 +80,15 @@ def test_a_further_input(run: Any, scene: Path) -> None:
     code, _, err = run("explain", scene, "--model", TRAINED / "vqa.onnx")
     assert code == 1
     assert "question" in err
+    for given, message in {
+        "question=what": "write numbers of dtype int64",
+        "question=[[0.5,1,2,3,4]]": "write numbers of dtype int64",
+        "questions=[[1,2,3,4,5]]": "the model's further inputs are question",
+        "image=[1]": "the model's further inputs are question",
+    }.items():
+        code, _, err = run("explain", scene, "--model", TRAINED / "vqa.onnx", "--input", given)
+        assert code == 1
+        assert message in err
 
 
 def test_the_kinds_are_listed(run: Any) -> None:

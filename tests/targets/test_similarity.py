@@ -120,7 +120,11 @@ def test_references_of_each_image(text_model: Any, x: np.ndarray) -> None:
     own = both.extras["embedding"]
     same = explainer(x, 0, reference=own[:, None])
     np.testing.assert_allclose(same.extras["score"], 1, atol=1e-6)
-    assert np.abs(same.raw).max() < 1e-3 * np.abs(both.raw).max()  # nothing makes it more like itself
+    assert same.flat.all()  # nothing makes it more like itself
+    np.testing.assert_allclose(own, explainer.embed(x), rtol=1e-5)
+    with pytest.raises(TargetError, match="reference 2 is out of range: this model's references are 0 to 1"):
+        explainer(x, 2, reference=REFERENCES[:2])
+    assert explainer(x, "top3", reference=REFERENCES[:2]).targets.shape == (2, 2)
     nearest = pycam.Explainer(build(text_model), "gradcam", "features", target=Similarity(measure="euclidean"))
     assert np.isfinite(nearest(x, 0, reference=own[:, None]).raw).all()
     assert np.isfinite(explainer(x, 0, reference=np.zeros(4)).raw).all()
