@@ -102,7 +102,7 @@ def test_class_target_on_maps(lib: SimpleNamespace, onnx_model: Any, scripts: Mo
 
 def test_mask_of_another_size(lib: SimpleNamespace, onnx_model: Any, scripts: ModuleType) -> None:
     targets = [lib.SemanticSegmentationTarget(1, np.ones((24, 30)))]
-    with pytest.raises(pycam.PycamError, match="cannot run"):
+    with pytest.raises(pycam.PycamError, match=r"mask= has shape \(1, 24, 30\); it must have shape \(1, 12, 15\)"):
         lib.GradCAM(onnx_model("coarse"), ["features.3"])(scripts.images("coarse", 1), targets)
 
 

@@ -165,7 +165,7 @@ def test_bad_input(text_model: Any, cnn: Any, x: np.ndarray) -> None:
     for target in (Regression("features"), Expectation("features")):
         with pytest.raises(TargetError, match="the output 'features' has shape"):
             pycam.Explainer(maps, layer="late", target=target)
-    with pytest.raises(TargetError, match="class 5 is out of range"):
+    with pytest.raises(TargetError, match="output 5 is out of range"):
         pycam.Explainer(model, layer="features", target=Regression())(x, 5)
 
 

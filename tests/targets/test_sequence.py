@@ -245,7 +245,7 @@ def test_bad_input(text_model: Any, cnn: Any, x: np.ndarray) -> None:
     with pytest.raises(ModelError, match="no output 'text'"):
         pycam.Explainer(model, layer="features", target=Sequence("text"))
     explainer = pycam.Explainer(model, layer="features", target=Sequence())
-    with pytest.raises(TargetError, match="class 4 is out of range"):
+    with pytest.raises(TargetError, match="token 4 is out of range"):
         explainer(x, 4)
     with pytest.raises(TargetError, match="position="):
         explainer(x, position=-2)
