@@ -135,7 +135,10 @@ def add_region_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pixel", metavar="X,Y", help="of a segmentation: one pixel of the photo")
     parser.add_argument("--position", type=int, help="of a sequence: which character or step, from 0")
     parser.add_argument(
-        "--reference", metavar="FILE", help="of a similarity: another photo, or its embedding as a .npy file"
+        "--reference",
+        action="append",
+        metavar="FILE",
+        help="of a similarity: another photo, or its embedding as a .npy file; repeat for several",
     )
     parser.add_argument(
         "--input",
@@ -182,7 +185,12 @@ def region(
     if arguments.position is not None:
         given["position"] = arguments.position
     if arguments.reference is not None:
-        given["reference"] = _reference(arguments.reference, explainer, pre, _inputs(arguments, explainer))
+        others = _inputs(arguments, explainer)
+        found = [_reference(path, explainer, pre, others) for path in arguments.reference]
+        several: list[NDArray[Any]] = [np.reshape(one, (-1, one.shape[-1])) for one in found]
+        if len({row.shape[1:] for row in several}) > 1:
+            raise InputError(f"--reference: embeddings of shapes {', '.join(str(row.shape) for row in several)} differ")
+        given["reference"] = np.concatenate(several)
     return given
 
 

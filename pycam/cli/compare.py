@@ -6,14 +6,13 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pycam.errors import InputError, MethodError
+from pycam.errors import MethodError
 
 from .aim import add_target_arguments, target_arguments
 from .draw import add_picture_arguments, check_picture_arguments
-from .options import method_arguments
+from .options import method_arguments, read_labels
 
 if TYPE_CHECKING:
     from pycam.pictures import Comparison
@@ -84,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
         output=arguments.output,
         objective=arguments.objective,
         options=_options(arguments, methods, model),
-        labels=_labels(arguments.labels),
+        labels=read_labels(arguments.labels) if arguments.labels else None,
         skip_failing=arguments.skip_failing,
         providers=arguments.provider,
         threads=arguments.threads,
@@ -150,10 +149,3 @@ def _options(arguments: argparse.Namespace, methods: Sequence[str], model: Any) 
         given = method_arguments(own, model)
         found[method] = {name: value for name, value in given.items() if name in options}
     return found
-
-
-def _labels(path: str | None) -> tuple[str, ...] | None:
-    try:
-        return tuple(Path(path).read_text(encoding="utf-8").splitlines()) if path else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the labels {path!r}: {error}") from None

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pycam.errors import InputError, OutputError, PycamError, TargetError
+from pycam.errors import OutputError, PycamError, TargetError
 from pycam.progress import progress
 from pycam.runtime.spec import CLASSES
 
 from . import timing, wording
 from .aim import add_region_arguments, inputs, region
 from .draw import add_picture_arguments, asked, check_picture_arguments, colours, marks, overlays
-from .options import add_method_arguments, method_arguments
+from .options import add_method_arguments, method_arguments, read_labels
 
 if TYPE_CHECKING:
     from pycam.explainer import Explainer
@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
         **method_arguments(arguments, model),
     )
     if arguments.labels:
-        explainer.labels = _read_labels(arguments.labels)
+        explainer.labels = read_labels(arguments.labels)
     pre = _preprocess(preprocess_of(explainer), arguments.mean, arguments.std)
     pre = pre if arguments.crop is None else replace(pre, crop=arguments.crop)
     notes = _guesses(explainer, pre, arguments)
@@ -148,6 +148,7 @@ def _explain(
     from pycam.api import feed
     from pycam.image import crop, read, write
     from pycam.pictures import Entry, picture
+    from pycam.pictures.facts import class_scores, top
 
     whole = read(path)
     photo = crop(whole, pre)
@@ -157,11 +158,12 @@ def _explain(
     forward, why = timing.forward_ms(timed, explainer, x, arguments) if timed is not None else (None, "")
     result, taken = timing.timed(lambda: explainer(x, target, arguments.against, **given), again=timed is not None)
     times = {"explanation": taken} | ({"forward": forward} if forward is not None else {})
-    scores = _scores(explainer, result)
+    table = class_scores(result, explainer.spec.score)
+    scores = table[0] if table is not None else None
     report: dict[str, Any] = {
         "photo": str(path),
         "picture": str(out),
-        "top": _top(explainer, scores),
+        "top": top(result, 0, 5, explainer.spec.score),
     } | result.to_dict()
     shown = list(range(result.targets.shape[1]))
     report["options"] = dict(explainer.spec.options)
@@ -239,28 +241,6 @@ def _subtitle(scores: NDArray[Any] | None, result: Explanation, k: int) -> str:
     return " · ".join(filter(None, [f"{score:.1%}" if 0 <= score <= 1 else f"score {score:.3g}", note]))
 
 
-def _scores(explainer: Explainer, result: Explanation) -> NDArray[Any] | None:
-    """Class scores of one photo, as probabilities where there are several classes; None if they are not a vector."""
-    if explainer.spec.target not in CLASSES:
-        return None
-    found = result.scores[explainer.spec.score] if isinstance(result.scores, dict) and result.scores else result.scores
-    if isinstance(found, dict) or found.ndim != 2:
-        return None
-    row: NDArray[Any] = found[0].astype(np.float64)
-    if explainer.spec.probabilities or len(row) == 1:
-        return row
-    exp = np.exp(row - row.max())
-    return np.asarray(exp / exp.sum())
-
-
-def _top(explainer: Explainer, scores: NDArray[Any] | None, count: int = 5) -> list[tuple[str, float]]:
-    if scores is None:
-        return []
-    order = np.argsort(-scores, kind="stable")[:count]
-    labels = explainer.labels
-    return [(labels[i] if i < len(labels) else f"class {i}", float(scores[i])) for i in order]
-
-
 def _targets(given: Sequence[str] | None, explainer: Explainer) -> Any:
     """Every --target, as one row: numbers, a label, or "top3".
 
@@ -302,13 +282,6 @@ def _plan_outputs(images: Sequence[Path], out: str | None) -> list[Path]:
     if twice:
         raise OutputError(f"two photos would both write {twice[0]!r}: explain them in separate calls")
     return [check_writable(path) for path in paths]
-
-
-def _read_labels(path: str) -> tuple[str, ...]:
-    try:
-        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the labels {path!r}: {error}") from None
 
 
 def _preprocess(pre: Preprocess, mean: Sequence[float] | None, std: Sequence[float] | None) -> Preprocess:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pycam.errors import InputError, MethodError, ModelError
@@ -70,6 +71,18 @@ def method_arguments(arguments: argparse.Namespace, model: Any) -> dict[str, Any
         **target_arguments(arguments),
         **_options(arguments.option, arguments.method, model),
     }
+
+
+def read_labels(path: str) -> tuple[str, ...]:
+    """Class names, one a line.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    try:
+        return tuple(Path(path).read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the labels {path!r}: {error}") from None
 
 
 def exported(model: Any) -> Spec | None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .outputs import SOFTMAX
+
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from .outputs import Logits, Outputs
 
-SOFTMAX = ("Softmax", "LogSoftmax")
 _COPIES = ("Identity", "QuantizeLinear", "DequantizeLinear")
 
 
