@@ -185,7 +185,7 @@ def region(
     if arguments.position is not None:
         given["position"] = arguments.position
     if arguments.reference is not None:
-        others = _inputs(arguments, explainer)
+        others = further_inputs(arguments, explainer)
         found = [_reference(path, explainer, pre, others) for path in arguments.reference]
         several: list[NDArray[Any]] = [np.reshape(one, (-1, one.shape[-1])) for one in found]
         if len({row.shape[1:] for row in several}) > 1:
@@ -200,11 +200,16 @@ def inputs(arguments: argparse.Namespace, explainer: Explainer, x: Any) -> Any:
     Raises:
         InputError: one that is unknown, or not an array.
     """
-    others = _inputs(arguments, explainer)
+    others = further_inputs(arguments, explainer)
     return {explainer.spec.image: x, **others} if others else x
 
 
-def _inputs(arguments: argparse.Namespace, explainer: Explainer) -> dict[str, NDArray[Any]]:
+def further_inputs(arguments: argparse.Namespace, explainer: Explainer) -> dict[str, NDArray[Any]]:
+    """Every --input by its name.
+
+    Raises:
+        InputError: one that is unknown, given twice, or not an array.
+    """
     found: dict[str, NDArray[Any]] = {}
     dtypes = {i.name: i.dtype for i in explainer.inputs}
     for text in arguments.input:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pycam.errors import MethodError
 
-from .aim import add_target_arguments, target_arguments
+from .aim import add_region_arguments, add_target_arguments, further_inputs, region, target_arguments
 from .draw import add_picture_arguments, check_picture_arguments
 from .options import method_arguments, read_labels
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layer", action="append", help="see `pycam layers`; repeat to average several")
     parser.add_argument("--output", help="the model output to explain (default: the first)")
     add_target_arguments(parser)
+    add_region_arguments(parser)
     parser.add_argument(
         "--objective", default="class", help="class, counterfactual or contrastive, as in `pycam explain`"
     )
@@ -87,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         skip_failing=arguments.skip_failing,
         providers=arguments.provider,
         threads=arguments.threads,
+        given=lambda explainer, picture, pre: region(arguments, explainer, picture, pre),
+        inputs=lambda explainer: further_inputs(arguments, explainer),
         progress=True,
         **target_arguments(arguments),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from pycam.preprocess import Preprocess
 
 Target: TypeAlias = "int | str"
+
+
+Given: TypeAlias = "Mapping[str, Any] | Callable[[Explainer, Pixels, Preprocess], Mapping[str, Any]]"
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,8 @@ def compare(
     skip_failing: bool = False,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     labels: Sequence[str] | None = None,
+    given: Given | None = None,
+    inputs: Mapping[str, Any] | Callable[[Explainer], Mapping[str, Any]] | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> Comparison:
@@ -161,6 +166,9 @@ def compare(
         skip_failing: Leave out a method that this model cannot serve, and say so in the picture, in place of an error.
         options: Method → its options.
         labels: Class names; None: those in the model.
+        given: What the target takes besides, as in a call of an `Explainer` (box=, reference=, …), for every image; or
+            a function of an explainer, the picture as it was read and the preprocessing that says it.
+        inputs: The model's further inputs, the same for every image; or a function of an explainer that says them.
         progress: Show on standard error how far it is.
         **settings: Of `Explainer` (providers, threads, objective, batch, …).
 
@@ -191,15 +199,17 @@ def compare(
     pre = preprocess or preprocess_of(any_one)
     photos = tuple(crop(picture, pre) for picture in pictures)
     wanted = [targets] if isinstance(targets, (int, str)) else list(targets)
-    inputs = [_feed(any_one, photo, pre) for photo in photos]
-    chosen = [_resolved(any_one, x, wanted) for x in inputs]
+    others = inputs(any_one) if callable(inputs) else inputs or {}
+    xs = [_with(any_one, _feed(any_one, photo, pre), others) for photo in photos]
+    besides = [dict(given(any_one, picture, pre) if callable(given) else given or {}) for picture in pictures]
+    chosen = [_resolved(any_one, x, wanted, more) for x, more in zip(xs, besides, strict=True)]
     results: dict[str, list[Explanation]] = {name: [] for name in ready}
     jobs = [(name, n) for name in ready for n in range(len(photos))]
     for name, n in show_progress(jobs, "explanations") if progress else jobs:
         if name in left_out:
             continue
         try:
-            results[name].append(ready[name](inputs[n], chosen[n]))
+            results[name].append(ready[name](xs[n], chosen[n], **besides[n]))
         except PycamError as error:
             if not skip_failing or len(left_out) + 1 == len(methods):
                 raise
@@ -262,10 +272,17 @@ def _feed(explainer: Explainer, photo: Pixels, pre: Preprocess) -> Any:
     return feed(explainer, photo, pre)
 
 
-def _resolved(explainer: Explainer, x: Any, targets: Sequence[Target]) -> Any:
+def _with(explainer: Explainer, x: Any, others: Mapping[str, Any]) -> Any:
+    return {explainer.spec.image: x, **others} if others else x
+
+
+def _resolved(explainer: Explainer, x: Any, targets: Sequence[Target], given: Mapping[str, Any]) -> Any:
     """The classes as one row (1, K), each once: so that all methods explain the same ones.  What has a score of its own
     (a detection, a word) is asked for by its rank."""
-    found = [np.array([[t]], np.int64) if isinstance(t, int) and t >= 0 else explainer(x, t).targets for t in targets]
+    found = [
+        np.array([[t]], np.int64) if isinstance(t, int) and t >= 0 else explainer(x, t, **given).targets
+        for t in targets
+    ]
     if not found:
         raise InputError("no target was given: give a class, a label, or top1")
     if explainer.spec.target in ("detection", "sequence"):

@@ -98,3 +98,16 @@ def test_the_kinds_are_listed(run: Any) -> None:
     assert run("targets", "detection")[1].startswith("detection   pycam.targets.Detection")
     assert {one["kind"] for one in json.loads(run("targets", "--json")[1])} == set(targets.kinds())
     assert run("targets", "detector")[0] == 1
+
+
+def test_a_comparison_of_what_is_asked_for(run: Any, scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "grid.png"
+    common = ("--method", "layercam", "--method", "gradcam", "-o", out)
+    box = ("--as", "detection", "--box", "160,150,230,220", "--target", "-1")
+    code, said, err = run("compare", scene, "--model", TRAINED / "yolo.onnx", *common, *box)
+    assert code == 0, err
+    assert "scene.png: square" in said
+    question = ("--input", "question=[[12,13,14,15,9]]", "--target", "top1")
+    code, said, err = run("compare", scene, "--model", TRAINED / "vqa.onnx", *common, *question)
+    assert code == 0, err
+    assert PIL.open(out).size[0] > 300
