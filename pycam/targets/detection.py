@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -100,6 +102,7 @@ class Detection(Target):
     through_regions: bool = False
 
     def __post_init__(self) -> None:
+        value: Any  # what a caller gave need not be of its type
         for name, known in (("form", FORMS), ("activation", ACTIVATIONS)):
             value = getattr(self, name)
             if value is not None and value not in known:
@@ -109,11 +112,28 @@ class Detection(Target):
         if self.background not in (None, 0, -1):
             raise TargetError(f"background={self.background}: the first (0) or the last (−1) column, or None")
         for name in ("threshold", "overlap", "nms"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise TargetError(f"{name}={getattr(self, name)}: give a number from 0 to 1")
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise TargetError(f"{name}={value!r}: give a number from 0 to 1")
+        for name in ("cell", "unit"):
+            value = getattr(self, name)
+            fine = _is_number(value) and math.isfinite(value) and (name == "cell" or value > 0)
+            if not (fine or (name == "unit" and (value is None or isinstance(value, str)))):
+                raise TargetError(f"{name}={value!r}: give a number{' above 0' if name == 'unit' else ''}")
+        for name, kinds in (("objectness", (bool, type(None))), ("iou", (bool,)), ("through_regions", (bool,))):
+            if not isinstance(getattr(self, name), kinds):
+                raise TargetError(f"{name}={getattr(self, name)!r}: give True or False")
         for name in ("boxes", "scores"):
-            if isinstance(value := getattr(self, name), list):
+            value = getattr(self, name)
+            names = (value,) if isinstance(value, str) else value
+            if value is not None and not (isinstance(names, (list, tuple)) and all(type(n) is str for n in names)):
+                raise TargetError(f"{name}={value!r}: give the name of an output, or a list of names")
+            if isinstance(value, list):
                 object.__setattr__(self, name, tuple(value))
+        variances: Any = self.variances
+        if not isinstance(variances, (list, tuple)) or len(variances) != 2:
+            raise TargetError(f"variances={variances!r}: give two numbers, of places and of sizes")
+        object.__setattr__(self, "variances", tuple(variances))
         if self.anchors is not None:
             object.__setattr__(self, "anchors", _anchors(self.anchors))
 
@@ -225,6 +245,10 @@ def _by_rank(model: Outputs, asked: Detection, head: Detector) -> tuple[ir.Value
     last = g.Sub(g.Slice(g.Shape(rows), [0], [1], [0]), [1])
     place = g.Min(g.Add(begin, g.Range(g.constant(0), g.constant(DEEPEST), g.constant(1))), last)
     return g.Gather(entry, place, axis=0), count
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _anchors(value: Any) -> tuple[tuple[float, ...], ...]:

@@ -110,4 +110,5 @@ def test_a_comparison_of_what_is_asked_for(run: Any, scene: Path, tmp_path: Path
     question = ("--input", "question=[[12,13,14,15,9]]", "--target", "top1")
     code, said, err = run("compare", scene, "--model", TRAINED / "vqa.onnx", *common, *question)
     assert code == 0, err
-    assert PIL.open(out).size[0] > 300
+    with PIL.open(out) as grid:
+        assert grid.size[0] > 300

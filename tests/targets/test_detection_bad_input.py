@@ -110,3 +110,21 @@ def test_boxes_outside_of_the_image_are_refused() -> None:
         explainer(small.images(1), box=(40, 0, 50, 10))
     with pytest.raises(TargetError, match="is empty"):
         explainer(small.images(1), box=(9, 9, 9, 10))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": "0.3"}, "threshold='0.3': give a number from 0 to 1"),
+        ({"unit": -3.0}, "unit=-3.0: give a number above 0"),
+        ({"unit": float("nan")}, "unit=nan"),
+        ({"cell": "a"}, "cell='a': give a number"),
+        ({"variances": (1.0,)}, "two numbers, of places and of sizes"),
+        ({"objectness": "yes"}, "objectness='yes': give True or False"),
+        ({"iou": "x"}, "iou='x': give True or False"),
+        ({"boxes": 5}, "boxes=5: give the name of an output"),
+    ],
+)
+def test_options_of_other_kinds(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TargetError, match=message):
+        Detection(**options)
