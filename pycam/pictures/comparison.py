@@ -12,7 +12,6 @@ import numpy as np
 
 from pycam.errors import InputError, MethodError, PycamError
 from pycam.progress import progress as show_progress
-from pycam.runtime.feeds import check_targets
 
 from . import facts
 from .diverging import ALPHA
@@ -286,6 +285,8 @@ def _resolved(explainer: Explainer, x: Any, targets: Sequence[Target], given: Ma
     if not found:
         raise InputError("no target was given: give a class, a label, or top1")
     if explainer.spec.target in ("detection", "sequence"):
+        from pycam.runtime.feeds import check_targets
+
         found = [check_targets(t, 1, explainer.spec.classes, explainer.labels) for t in targets]
     row = np.concatenate(found, axis=1)[0].tolist()
     return np.array([list(dict.fromkeys(row))], np.int64)
