@@ -98,7 +98,7 @@ def compile_model(
     Args:
         source: Path, bytes or ModelProto.
         method: A name of `pycam.methods()`.
-        layer: Tensor name, node name, module path, "auto", or a list of them, whose maps are averaged.
+        layer: Tensor name, node name, module path, "auto", "all", or a list of names, whose maps are combined.
         target: What is explained; None: see `targets.usual`.
         output: The model output to explain, where the target does not say; the first one if None.
         outputs: What the graph returns: any of "scores" (the model's own outputs), "heatmaps", "raw".

@@ -27,6 +27,9 @@ from .ranks import FORMS
 from .tokens import Grids, as_features, given_tokens
 from .views import features_as_picture
 
+SOFTMAX = ("Softmax", "LogSoftmax")
+"""Activations over classes, behind which lies the logit."""
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -74,19 +77,45 @@ def locate_score(graph: ir.Graph, output: str | None = None) -> Score:
             f"the output {y.name!r} holds {y.dtype} and cannot be differentiated; "
             f"name another one of {nearest(y.name or '', outputs)}"
         )
-    named = _before(y, "Identity") or _before(y, "QuantizeLinear") or y
-    for op in ("Softmax", "LogSoftmax"):
-        logit = _before(named, op)
+    value, op = before_activation(y, SOFTMAX)
+    notes = [f"the score is the logit {value.name!r}: the final {op} is stepped behind"] if op else []
+    return Score(value, y, op == "Softmax", notes)
+
+
+def before_activation(y: ir.Value, behind: Sequence[str]) -> tuple[ir.Value, str]:
+    """(the values that an output is made of, the op that was stepped behind): before its final activation if that is
+    one of `behind`, else as it is named in the model, and ""."""
+    value = _before(y, "Identity") or _before(y, "QuantizeLinear") or y
+    for op in behind:
+        logit = _before(value, op)
         if logit is not None:
-            logit = _before(logit, "Identity") or logit
-            note = f"the score is the logit {logit.name!r}: the final {op} is stepped behind"
-            return Score(logit, y, op == "Softmax", [note])
-    return Score(named, y, False, [])
+            return _before(logit, "Identity") or logit, op
+    return value, ""
 
 
 def _before(value: ir.Value, op: str) -> ir.Value | None:
-    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`."""
+    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`.
+
+    A Softmax of opset 12 and older comes out of onnx's version converter between a Flatten and a Reshape.
+    """
     node = before_rounding(value).producer()
+    x = _input_of(node, op)
+    if x is not None or op not in SOFTMAX:
+        return x
+    flat = _input_of(_producer(_input_of(node, "Reshape")), op)
+    flatten = _producer(flat)
+    x = _input_of(flatten, "Flatten")
+    if flatten is None or x is None or value.shape is None or x.shape is None or len(x.shape) != len(value.shape):
+        return None
+    return x if flatten.attributes.get_int("axis", 1) == len(x.shape) - 1 else None
+
+
+def _producer(value: ir.Value | None) -> ir.Node | None:
+    return value.producer() if value is not None else None
+
+
+def _input_of(node: ir.Node | None, op: str) -> ir.Value | None:
+    """The first input of a node, if it is an `op` of ONNX."""
     return node.inputs[0] if node is not None and node.op_type == op and node.domain == "" else None
 
 

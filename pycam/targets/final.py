@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .outputs import SOFTMAX
+from pycam.graph.locate import SOFTMAX
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -14,13 +14,12 @@ from pycam.grad.call import HALF
 from pycam.graph.axes import Axes, dims
 from pycam.graph.axis_rules import follow_axes
 from pycam.graph.builder import Builder
-from pycam.graph.quantised import before_rounding, is_quantised
+from pycam.graph.locate import SOFTMAX, before_activation
+from pycam.graph.quantised import is_quantised
 from pycam.runtime.given import Given
 from pycam.runtime.layouts import is_picture, kind_of, position_axes
 
 FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE}
-SOFTMAX = ("Softmax", "LogSoftmax")
-SIGMOID = ("Sigmoid",)
 
 
 class Logits(NamedTuple):
@@ -112,12 +111,8 @@ class Outputs:
                 f"the output {y.name!r} holds {y.dtype} and cannot be differentiated; "
                 f"name another one of {nearest(y.name or '', self.named)}"
             )
-        value = _before(y, "Identity") or _before(y, "QuantizeLinear") or y
-        for op in behind:
-            logit = _before(value, op)
-            if logit is not None:
-                return Logits(_before(logit, "Identity") or logit, y, op)
-        return Logits(value, y, "")
+        value, op = before_activation(y, behind)
+        return Logits(value, y, op)
 
     def floats(self, value: ir.Value) -> ir.Value:
         """`value` in a precision to compute scores in: 16 bits as float32."""
@@ -180,29 +175,3 @@ class Outputs:
         shape = dims(value)
         if len(shape) not in ranks:
             raise TargetError(f"the output {value.name!r} has shape {list(shape)}; {wants}: {instead}")
-
-
-def _before(value: ir.Value, op: str) -> ir.Value | None:
-    """The input of the node that makes `value` (or what is rounded to it), if that is an `op`.
-
-    A Softmax of opset 12 and older comes out of onnx's version converter between a Flatten and a Reshape.
-    """
-    node = before_rounding(value).producer()
-    x = _input_of(node, op)
-    if x is not None or op not in SOFTMAX:
-        return x
-    flat = _input_of(_producer(_input_of(node, "Reshape")), op)
-    flatten = _producer(flat)
-    x = _input_of(flatten, "Flatten")
-    if flatten is None or x is None or value.shape is None or x.shape is None or len(x.shape) != len(value.shape):
-        return None
-    return x if flatten.attributes.get_int("axis", 1) == len(x.shape) - 1 else None
-
-
-def _producer(value: ir.Value | None) -> ir.Node | None:
-    return value.producer() if value is not None else None
-
-
-def _input_of(node: ir.Node | None, op: str) -> ir.Value | None:
-    """The first input of a node, if it is an `op` of ONNX."""
-    return node.inputs[0] if node is not None and node.op_type == op and node.domain == "" else None

@@ -104,8 +104,9 @@ def _behind(
     model: Outputs, end: ir.Value, output: ir.Value, lie: _Lie, notes: tuple[str, ...]
 ) -> tuple[ir.Value, tuple[str, ...]]:
     """`end` before its final activation, if that is one over the classes."""
+    from pycam.graph.locate import SOFTMAX
+
     from .final import logits_along
-    from .outputs import SOFTMAX
 
     if not notes:
         found = logits_along(model, output.name, lie.classes if lie.classes is not None else -1, (*SOFTMAX, "Sigmoid"))
