@@ -1,253 +1,218 @@
 // pycam._native: validate, release the GIL, call a head.  The documentation is in pycam/_native.pyi.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-
 #include <cmath>
-#include <limits>
-#include <optional>
-#include <string>
-#include <type_traits>
-#include <vector>
+#include <iterator>
 
 #include "head.hpp"
-#include "pool.hpp"
+#include "outputs.hpp"
 
-namespace py = pybind11;
 using namespace pycam;
+using namespace pycam::bindings;
 
 namespace {
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-using Axes = std::vector<const char*>;  // names, for the messages; N, K and M may be empty, the others may not
-using Shape = std::vector<py::ssize_t>;
+constexpr const char* weightings[] = {"given", "mean", "positive", "rectified", "plusplus"};  // in the order of pycam_weighting
 
-template <class Items>
-std::string tuple_text(const Items& items) {
-  std::string text = "(";
-  for (size_t i = 0; i < items.size(); ++i) {
-    if constexpr (std::is_same_v<Items, Axes>)
-      text += items[i];
-    else
-      text += std::to_string(items[i]);
-    text += i + 1 < items.size() ? ", " : items.size() == 1 ? ",)" : ")";
-  }
-  return items.empty() ? "()" : text;
+pycam_weighting weighting_of(const py::object& value) {
+  const std::string expected = "one of " + tuple_text(Axes(std::begin(weightings), std::end(weightings)));
+  const auto name = scalar<std::string>(value, "weighting", expected);
+  const auto found = std::find(std::begin(weightings), std::end(weightings), name);
+  if (found == std::end(weightings)) refuse("weighting", expected, "'" + name + "'");
+  return static_cast<pycam_weighting>(found - std::begin(weightings));
 }
 
-Shape shape_of(const py::array& array) { return Shape(array.shape(), array.shape() + array.ndim()); }
-
-bool aligned(const py::array& array) { return (array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0; }
-
-std::string describe(const py::handle& value) {
-  if (!py::isinstance<py::array>(value)) return py::str(py::type::handle_of(value).attr("__name__"));
-  const auto array = py::reinterpret_borrow<py::array>(value);
-  std::string text = std::string(py::str(array.dtype())) + " " + tuple_text(shape_of(array));
-  if (!(array.flags() & py::array::c_style)) text += ", not C-contiguous";
-  if (!aligned(array)) text += ", not aligned";
-  return text;
+int threads_of(const py::object& value) {
+  constexpr py::ssize_t limit = 1024;
+  const std::string expected = "0 (one per core) to " + std::to_string(limit);
+  const auto threads = scalar<py::ssize_t>(value, "threads", expected);
+  if (threads < 0 || threads > limit) refuse("threads", expected, std::to_string(threads));
+  return static_cast<int>(threads);
 }
 
-[[noreturn]] void refuse(const std::string& name, const std::string& expected, const std::string& found) {
-  throw py::value_error(name + ": expected " + expected + ", found " + found);
-}
+size_t length(const Shape& shape, size_t axis) { return static_cast<size_t>(shape[axis]); }
 
-// `value` as a C-contiguous array of T with these axes, without a copy; ValueError otherwise.
-template <class T>
-Array<T> take(const py::handle& value, const std::string& name, const Axes& axes) {
-  const std::string expected =
-      std::string("a C-contiguous ") + (std::is_same_v<T, float> ? "float32" : "uint8") + " array " + tuple_text(axes);
-  if (!py::isinstance<Array<T>>(value)) refuse(name, expected, describe(value));
-  auto array = py::reinterpret_borrow<Array<T>>(value);
-  if (!aligned(array) || array.ndim() != static_cast<py::ssize_t>(axes.size())) refuse(name, expected, describe(value));
-  for (size_t i = 0; i < axes.size(); ++i) {
-    const bool may_be_empty = std::string("NKM").find(axes[i]) != std::string::npos;
-    if (array.shape(static_cast<py::ssize_t>(i)) == 0 && !may_be_empty)
-      refuse(name, expected + " with " + axes[i] + " at least 1", describe(value));
-  }
-  return array;
-}
-
-// A new array whose memory comes from the pool and goes back there.
-template <class T>
-Array<T> fresh(const Shape& shape) {
-  size_t bytes = sizeof(T);
-  for (const py::ssize_t axis : shape) bytes *= static_cast<size_t>(axis);
-  struct Block {
-    void* data;
-    size_t bytes;
-  };
-  auto* block = new Block{Pool::instance().take(bytes), bytes};
-  const py::capsule owner(block, [](void* held) {
-    auto* it = static_cast<Block*>(held);
-    Pool::instance().give(it->data, it->bytes);
-    delete it;
-  });
-  return Array<T>(shape, static_cast<const T*>(block->data), owner);
-}
-
-void expect_shape(const py::array& array, const std::string& name, const Shape& expected, const std::string& because) {
-  const Shape found = shape_of(array);
-  if (found != expected) refuse(name, "shape " + tuple_text(expected) + " " + because, tuple_text(found));
-}
-
-size_t size(const py::array& array, int axis) { return static_cast<size_t>(array.shape(axis)); }
-
-size_t positive(py::ssize_t value, const std::string& name) {
-  constexpr py::ssize_t limit = 1 << 24;  // keeps height * width * 4 far from overflow; memory ends long before
-  if (value < 1 || value > limit) refuse(name, "1 to " + std::to_string(limit), std::to_string(value));
-  return static_cast<size_t>(value);
-}
-
-// "NaN at [m, y, x]" or "+inf at …" for the first value that a heatmap cannot be made of.
-std::optional<std::string> unusable(const float* values, const Shape& shape) {
-  size_t count = 1;
-  for (const py::ssize_t axis : shape) count *= static_cast<size_t>(axis);
-  const auto usable = [](float v) { return v <= std::numeric_limits<float>::max(); };
-  int bad = 0;
-#pragma omp simd reduction(| : bad)
-  for (size_t i = 0; i < count; ++i) bad |= !(values[i] <= std::numeric_limits<float>::max());
-  if (!bad) return std::nullopt;
-  size_t first = 0;
-  while (usable(values[first])) ++first;
-  std::string index;
-  size_t rest = first;
-  for (size_t axis = shape.size(); axis-- > 0;) {
-    const auto length = static_cast<size_t>(shape[axis]);
-    index = std::to_string(rest % length) + (index.empty() ? "" : ", ") + index;
-    rest /= length;
-  }
-  return std::string(std::isnan(values[first]) ? "NaN" : "+inf") + " at [" + index + "]";
-}
-
-py::array weigh(const Head& head, const py::object& activations_, const py::object& weights_, bool rectify) {
-  const auto activations = take<float>(activations_, "activations", {"N", "C", "h", "w"});
-  const Shape a = shape_of(activations);
-  const auto rank = py::isinstance<py::array>(weights_) ? py::reinterpret_borrow<py::array>(weights_).ndim() : 0;
-  const bool dense = rank == 5;
-  if (rank != 3 && !dense) refuse("weights", "a C-contiguous float32 array (N, K, C) or (N, K, C, h, w)", describe(weights_));
-  const auto weights =
-      take<float>(weights_, "weights", dense ? Axes{"N", "K", "C", "h", "w"} : Axes{"N", "K", "C"});
-  const py::ssize_t maps = weights.shape(1);
-  expect_shape(weights, "weights", dense ? Shape{a[0], maps, a[1], a[2], a[3]} : Shape{a[0], maps, a[1]},
+pycam_weighing weighing(const py::object& activations, const py::object& weights, const py::object& weighting) {
+  pycam_weighing job{};
+  job.activations = tensor(activations, "activations", {"N", "C", "h", "w"});
+  const Shape a = shape_of(py::reinterpret_borrow<py::array>(activations));
+  const auto rank = py::isinstance<py::array>(weights) ? py::reinterpret_borrow<py::array>(weights).ndim() : 0;
+  if (rank != 3 && rank != 5)
+    refuse("weights", "a float32, float16 or bfloat16 array (N, K, C) or (N, K, C, h, w)", describe(weights));
+  const bool everywhere = rank == 3;
+  job.weights = tensor(weights, "weights", everywhere ? Axes{"N", "K", "C"} : Axes{"N", "K", "C", "h", "w"});
+  const auto array = py::reinterpret_borrow<py::array>(weights);
+  const py::ssize_t maps = array.shape(1);
+  expect_shape(array, "weights", everywhere ? Shape{a[0], maps, a[1]} : Shape{a[0], maps, a[1], a[2], a[3]},
                "for activations " + tuple_text(a));
+  job.images = length(a, 0);
+  job.maps = static_cast<size_t>(maps);
+  job.channels = length(a, 1);
+  job.height = length(a, 2);
+  job.width = length(a, 3);
+  job.weighting = weighting_of(weighting);
+  return job;
+}
 
-  auto raw = fresh<float>({a[0], maps, a[2], a[3]});
-  const Weighing job = {size(activations, 0), size(raw, 1), size(activations, 1), size(raw, 2) * size(raw, 3),
-                        dense ? Weights::per_position : Weights::per_channel, rectify};
-  const float *from = activations.data(), *by = weights.data();
+Shape lead_of(const pycam_weighing& job) {
+  return {static_cast<py::ssize_t>(job.images), static_cast<py::ssize_t>(job.maps)};
+}
+
+Shape grid_of(const pycam_weighing& job) {
+  return {static_cast<py::ssize_t>(job.height), static_cast<py::ssize_t>(job.width)};
+}
+
+py::array weigh(const Head& head, const py::object& activations, const py::object& weights, const py::object& weighting,
+                const py::object& threads) {
+  const pycam_weighing job = weighing(activations, weights, weighting);
+  const Shape lead = lead_of(job), grid = grid_of(job);
+  const int count = threads_of(threads);
+  auto raw = fresh<float>({lead[0], lead[1], grid[0], grid[1]});
   float* to = raw.mutable_data();
   {
     const py::gil_scoped_release nogil;
-    head.weigh(from, by, job, to);
+    head.weigh(job, to, count);
   }
   return raw;
 }
 
-py::tuple finish(const Head& head, const py::object& raws_, py::ssize_t height, py::ssize_t width) {
-  const bool listed = py::isinstance<py::list>(raws_) || py::isinstance<py::tuple>(raws_);
-  if (!listed || py::len(raws_) == 0)
-    refuse("raws", "a list of at least one array (M, h, w)", listed ? "an empty one" : describe(raws_));
-  std::vector<Array<float>> raws;  // keeps them alive
-  std::vector<Layer> layers;
-  for (const py::handle& item : py::reinterpret_borrow<py::sequence>(raws_)) {
-    const std::string name = "raws[" + std::to_string(raws.size()) + "]";
-    raws.push_back(take<float>(item, name, {"M", "h", "w"}));
-    const auto& raw = raws.back();
-    expect_shape(raw, name, {raws[0].shape(0), raw.shape(1), raw.shape(2)}, "with the M of raws[0]");
-    layers.push_back({raw.data(), size(raw, 1), size(raw, 2)});
+// "NaN at [n, k, y, x]" or "+inf at …" for the first value that no heatmap can be made of.
+std::optional<std::string> unusable(const pycam_tensor& raw, const Shape& shape) {
+  size_t count = 1;
+  for (const py::ssize_t axis : shape) count *= static_cast<size_t>(axis);
+  for (size_t i = 0; i < count; ++i) {
+    const size_t x = i % length(shape, 3), y = i / length(shape, 3) % length(shape, 2);
+    const size_t m = i / (length(shape, 3) * length(shape, 2));
+    const pycam_tensor map = moved(raw, m / length(shape, 1), m % length(shape, 1));
+    const float v = value_at(map, static_cast<ptrdiff_t>(y) * map.row + static_cast<ptrdiff_t>(x) * map.column);
+    if (!(v <= std::numeric_limits<float>::max())) return (std::isnan(v) ? "NaN at " : "+inf at ") + index_text(i, shape);
   }
-  const Finishing job = {layers.data(), layers.size(), size(raws[0], 0), positive(height, "height"), positive(width, "width")};
-  auto maps = fresh<float>({raws[0].shape(0), height, width});
-  Array<bool> flat(Shape{raws[0].shape(0)});
-  float* to = maps.mutable_data();
-  bool* flags = flat.mutable_data();
+  return std::nullopt;
+}
+
+struct Raws {
+  std::vector<pycam_layer> layers;
   std::vector<Shape> shapes;
-  for (const auto& raw : raws) shapes.push_back(shape_of(raw));
-  {
-    const py::gil_scoped_release nogil;
-    for (size_t l = 0; l < layers.size(); ++l)
-      if (const auto where = unusable(layers[l].raw, shapes[l]))
-        throw py::value_error("raws[" + std::to_string(l) + "]: no heatmap can be made of " + *where);
-    head.finish(job, to, flags);
+};
+
+Raws raws_of(const py::object& value) {
+  const bool listed = py::isinstance<py::list>(value) || py::isinstance<py::tuple>(value);
+  if (!listed || py::len(value) == 0)
+    refuse("raws", "a list of at least one array (N, K, h, w)", listed ? "an empty one" : describe(value));
+  Raws raws;
+  for (const py::handle& item : py::reinterpret_borrow<py::sequence>(value)) {
+    const std::string name = "raws[" + std::to_string(raws.layers.size()) + "]";
+    const pycam_tensor raw = tensor(item, name, {"N", "K", "h", "w"});
+    const auto array = py::reinterpret_borrow<py::array>(item);
+    const Shape shape = shape_of(array), first = raws.shapes.empty() ? shape : raws.shapes[0];
+    expect_shape(array, name, {first[0], first[1], shape[2], shape[3]}, "with the N and K of raws[0]");
+    raws.layers.push_back({raw, length(shape, 2), length(shape, 3)});
+    raws.shapes.push_back(shape);
   }
-  return py::make_tuple(maps, flat);
+  return raws;
 }
 
-py::tuple fused(const Head& head, const py::object& activations_, const py::object& gradients_, py::ssize_t height,
-                py::ssize_t width) {
-  const auto activations = take<float>(activations_, "activations", {"N", "C", "h", "w"});
-  const auto gradients = take<float>(gradients_, "gradients", {"N", "C", "h", "w"});
-  const Shape a = shape_of(activations);
-  expect_shape(gradients, "gradients", a, "like activations");
-  const size_t images = size(activations, 0), channels = size(activations, 1), h = size(activations, 2), w = size(activations, 3);
-  const size_t out_height = positive(height, "height"), out_width = positive(width, "width");
-
-  auto maps = fresh<float>({a[0], height, width});
-  Array<bool> flat(Shape{a[0]});
-  const float *from = activations.data(), *slope = gradients.data();
-  float* to = maps.mutable_data();
-  bool* flags = flat.mutable_data();
+py::tuple finish(const Head& head, const py::object& raws_, const py::object& size, const py::object& outputs,
+                 const py::object& images, const py::object& lut, const py::object& alpha, const py::object& threads) {
+  const Raws raws = raws_of(raws_);
+  const Shape& shape = raws.shapes[0];
+  const Outputs out(names_of(outputs, 4), {shape[0], shape[1]}, {}, size, images, lut, alpha);
+  const int count = threads_of(threads);
   {
     const py::gil_scoped_release nogil;
-    std::vector<float> weights(images * channels), raw(images * h * w);
-    head.mean(slope, images * channels, h * w, weights.data());
-    head.weigh(from, weights.data(), {images, 1, channels, h * w, Weights::per_channel, false}, raw.data());
-    if (const auto where = unusable(raw.data(), {a[0], a[2], a[3]}))
-      throw py::value_error("activations, gradients: no heatmap can be made of their weighted sum, which is " + *where);
-    const Layer layer = {raw.data(), h, w};
-    head.finish({&layer, 1, images, out_height, out_width}, to, flags);
+    const auto& [layers, shapes] = raws;
+    const pycam_status status =
+        head.finish(layers.data(), layers.size(), length(shape, 0), length(shape, 1), out.wanted, count);
+    if (status != PYCAM_OK)
+      for (size_t l = 0; l < layers.size(); ++l)
+        if (const auto where = unusable(layers[l].raw, shapes[l]))
+          throw py::value_error("raws[" + std::to_string(l) + "]: no heatmap can be made of " + *where);
+    if (status != PYCAM_OK) throw py::value_error("raws: not finite");
+    Painting::copy_opacity(out.wanted, length(shape, 0) * length(shape, 1), length(shape, 1));
   }
-  return py::make_tuple(maps, flat);
+  return out.arrays();
 }
 
-py::array overlay(const Head& head, const py::object& images_, const py::object& maps_, const py::object& lut_, double alpha) {
-  const auto images = take<std::uint8_t>(images_, "images", {"N", "H", "W", "3"});
-  const auto maps = take<float>(maps_, "maps", {"N", "K", "H", "W"});
-  const auto lut = take<std::uint8_t>(lut_, "lut", {"256", "3"});
-  const Shape i = shape_of(images);
-  expect_shape(images, "images", {i[0], i[1], i[2], 3}, "(red, green, blue last)");
-  expect_shape(lut, "lut", {256, 3}, "(a colour per level)");
-  expect_shape(maps, "maps", {i[0], maps.shape(1), i[1], i[2]}, "for images " + tuple_text(i));
-  if (!(alpha >= 0 && alpha <= 1)) refuse("alpha", "0 to 1", std::to_string(alpha));
+py::tuple explain(const Head& head, const py::object& activations, const py::object& weights, const py::object& size,
+                  const py::object& weighting, const py::object& outputs, const py::object& images, const py::object& lut,
+                  const py::object& alpha, const py::object& threads) {
+  const pycam_weighing job = weighing(activations, weights, weighting);
+  const Shape lead = lead_of(job), grid = grid_of(job);
+  const Outputs out(names_of(outputs, 5), lead, grid, size, images, lut, alpha);
+  const int count = threads_of(threads);
+  {
+    const py::gil_scoped_release nogil;
+    if (head.explain(job, out.raw, out.wanted, count) != PYCAM_OK) {
+      std::vector<float> raw(job.images * job.maps * job.height * job.width);
+      head.weigh(job, raw.data(), count);
+      const auto row = static_cast<ptrdiff_t>(job.width), map = static_cast<ptrdiff_t>(job.height) * row;
+      const pycam_tensor sums = {raw.data(), PYCAM_F32, static_cast<ptrdiff_t>(job.maps) * map, map, 0, row, 1};
+      const auto where = unusable(sums, {lead[0], lead[1], grid[0], grid[1]});
+      throw py::value_error("activations, weights: no heatmap can be made of their weighted sum, which is " +
+                            where.value_or("not finite"));
+    }
+    Painting::copy_opacity(out.wanted, job.images * job.maps, job.maps);
+  }
+  return out.arrays();
+}
 
-  auto pictures = fresh<std::uint8_t>({i[0], maps.shape(1), i[1], i[2], 3});
-  const Painting job = {size(images, 0), size(maps, 1), size(images, 1) * size(images, 2), lut.data(),
-                        static_cast<std::uint32_t>(alpha * 65536 + 0.5)};
-  const std::uint8_t* under = images.data();
+// Heatmaps to one of "pictures" or "levels".
+py::object shown(const Head& head, const char* output, const py::object& maps_, const py::object& images,
+                 const py::object& lut, const py::object& alpha, const py::object& threads) {
+  const auto maps = dense<float>(maps_, "maps", {"N", "K", "H", "W"});
+  const Shape shape = shape_of(maps);
+  const auto size = images.is_none() ? py::object(py::make_tuple(shape[2], shape[3])) : py::object(py::none());
+  const Outputs out({output}, {shape[0], shape[1]}, {}, size, images, lut, alpha);
+  const auto height = static_cast<py::ssize_t>(out.wanted.height), width = static_cast<py::ssize_t>(out.wanted.width);
+  expect_shape(maps, "maps", {shape[0], shape[1], height, width}, "at the size of the images");
+  const int count = threads_of(threads);
   const float* over = maps.data();
-  const auto count = static_cast<size_t>(maps.size());
-  std::uint8_t* to = pictures.mutable_data();
+  const auto values = static_cast<size_t>(maps.size());
   {
     const py::gil_scoped_release nogil;
-    int nan = 0;
-#pragma omp simd reduction(| : nan)
-    for (size_t q = 0; q < count; ++q) nan |= over[q] != over[q];
-    if (nan) throw py::value_error("maps: NaN has no colour");
-    head.overlay(under, over, job, to);
+    if (head.overlay(over, length(shape, 0), length(shape, 1), out.wanted, count) != PYCAM_OK) {
+      const float* nan = std::find_if(over, over + values, [](float v) { return std::isnan(v); });
+      throw py::value_error("maps: NaN at " + index_text(static_cast<size_t>(nan - over), shape) + " has no colour");
+    }
+    Painting::copy_opacity(out.wanted, length(shape, 0) * length(shape, 1), length(shape, 1));
   }
-  return pictures;
+  return out.arrays()[0];
 }
 
 void bind(py::module_& module, const char* suffix, const Head& head) {
+  using Object = const py::object&;
   const auto name = [suffix](const char* stem) { return std::string(stem) + suffix; };
+  const py::tuple usual = py::make_tuple("heatmaps", "flat");
   module.def(name("weigh").c_str(),
-             [&head](const py::object& a, const py::object& w, bool rectify) { return weigh(head, a, w, rectify); },
-             py::arg("activations"), py::arg("weights"), py::arg("rectify") = false,
+             [&head](Object a, Object w, Object weighting, Object threads) { return weigh(head, a, w, weighting, threads); },
+             py::arg("activations"), py::arg("weights"), py::arg("weighting") = "given", py::kw_only(), py::arg("threads") = 1,
              "Activations (N,C,h,w) and weights (N,K,C[,h,w]) to raw maps (N,K,h,w).");
-  module.def(name("finish").c_str(), [&head](const py::object& r, py::ssize_t h, py::ssize_t w) { return finish(head, r, h, w); },
-             py::arg("raws"), py::arg("height"), py::arg("width"),
-             "Raw maps, one (M,h,w) per layer, to heatmaps (M,height,width) and flat (M,).");
-  module.def(name("fused").c_str(),
-             [&head](const py::object& a, const py::object& g, py::ssize_t h, py::ssize_t w) { return fused(head, a, g, h, w); },
-             py::arg("activations"), py::arg("gradients"), py::arg("height"), py::arg("width"),
-             "Grad-CAM: activations and gradients (N,C,h,w) to heatmaps (N,height,width) and flat (N,).");
-  module.def(name("overlay").c_str(),
-             [&head](const py::object& i, const py::object& m, const py::object& l, double alpha) {
-               return overlay(head, i, m, l, alpha);
+  module.def(name("finish").c_str(),
+             [&head](Object raws, Object size, Object outputs, Object images, Object lut, Object alpha, Object threads) {
+               return finish(head, raws, size, outputs, images, lut, alpha, threads);
              },
-             py::arg("images"), py::arg("maps"), py::arg("lut"), py::arg("alpha"),
-             "Images (N,H,W,3), heatmaps (N,K,H,W) and colours (256,3) to pictures (N,K,H,W,3).");
+             py::arg("raws"), py::arg("size") = py::none(), py::arg("outputs") = usual, py::kw_only(),
+             py::arg("images") = py::none(), py::arg("lut") = py::none(), py::arg("alpha") = 0.5, py::arg("threads") = 1,
+             "Raw maps, one (N,K,h,w) per layer, to heatmaps, levels or pictures.");
+  module.def(name("explain").c_str(),
+             [&head](Object a, Object w, Object size, Object weighting, Object outputs, Object images, Object lut, Object alpha,
+                     Object threads) {
+               return explain(head, a, w, size, weighting, outputs, images, lut, alpha, threads);
+             },
+             py::arg("activations"), py::arg("weights"), py::arg("size") = py::none(), py::arg("weighting") = "mean",
+             py::arg("outputs") = usual, py::kw_only(), py::arg("images") = py::none(), py::arg("lut") = py::none(),
+             py::arg("alpha") = 0.5, py::arg("threads") = 1,
+             "Activations and gradients or weights to heatmaps, levels or pictures.");
+  module.def(name("overlay").c_str(),
+             [&head](Object images, Object maps, Object lut, Object alpha, Object threads) {
+               if (images.is_none()) refuse("images", "a uint8 array (N, H, W, 3 or 4)", "None");
+               return shown(head, "pictures", maps, images, lut, alpha, threads);
+             },
+             py::arg("images"), py::arg("maps"), py::arg("lut"), py::arg("alpha") = 0.5, py::kw_only(), py::arg("threads") = 1,
+             "Images (N,H,W,3 or 4), heatmaps (N,K,H,W) and colours (256,3) to pictures (N,K,H,W,3 or 4).");
+  module.def(name("levels").c_str(),
+             [&head](Object maps, Object threads) {
+               return shown(head, "levels", maps, py::none(), py::none(), py::none(), threads);
+             },
+             py::arg("maps"), py::kw_only(), py::arg("threads") = 1, "Heatmaps (N,K,H,W) to levels of 0 to 255.");
 }
 
 std::string compiler() {
@@ -274,9 +239,9 @@ bool has_clones() {
 
 }  // namespace
 
-// Calls share nothing but the pool, which locks, so the module also serves Python without a GIL.
+// Calls share nothing but the pool and the threads, which lock, so the module also serves Python without a GIL.
 PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
-  module.doc() = "Heads in C++: the contract is csrc/head.hpp, the documentation pycam/_native.pyi.";
+  module.doc() = "Heads in C++: the contract is csrc/include/pycam.h, the documentation pycam/_native.pyi.";
   bind(module, "", vectorised);
   bind(module, "_ref", reference);
   module.def("finite", [](const py::object& values) {
@@ -284,7 +249,7 @@ PYBIND11_MODULE(_native, module, py::mod_gil_not_used()) {
     const auto array = py::reinterpret_borrow<Array<float>>(values);
     const float* data = array.data();
     const auto count = static_cast<size_t>(array.size());
-    py::gil_scoped_release release;
+    const py::gil_scoped_release nogil;
     return finite(data, count);
   }, py::arg("values"), "Whether no value is NaN or infinite.");
   module.def("features", [] {

@@ -1,13 +1,13 @@
 // Memory for results, recycled.
 // A fresh heatmap of 224 x 224 is 49 pages, and touching a page for the first time costs the kernel as much as computing
-// what goes there.  Blocks that numpy lets go of are kept, up to a limit, for results of the same size.
+// what goes there.  Blocks that numpy lets go of are kept, up to a limit, for results of the same size; those that were
+// let go of first make room for others.
 #pragma once
 #include <cstddef>
-#include <cstdlib>
-#include <map>
+#include <deque>
+#include <iterator>
 #include <mutex>
 #include <new>
-#include <vector>
 
 namespace pycam {
 
@@ -22,44 +22,44 @@ class Pool {
   }
 
   void* take(std::size_t bytes) {
-    bytes = rounded(bytes);
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      const auto found = idle_.find(bytes);
-      if (found != idle_.end() && !found->second.empty()) {
-        void* block = found->second.back();
-        found->second.pop_back();
-        kept_ -= bytes;
-        return block;
-      }
+      for (auto block = idle_.rbegin(); block != idle_.rend(); ++block)  // the warmest first
+        if (block->bytes == bytes) {
+          void* data = block->data;
+          idle_.erase(std::next(block).base());
+          kept_ -= bytes;
+          return data;
+        }
     }
-    void* block = std::aligned_alloc(alignment, bytes);
-    if (block == nullptr) throw std::bad_alloc();
-    return block;
+    return ::operator new(bytes, std::align_val_t{alignment});
   }
 
-  void give(void* block, std::size_t bytes) noexcept {
-    bytes = rounded(bytes);
-    if (bytes >= smallest) {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (kept_ + bytes <= limit) {
-        try {
-          idle_[bytes].push_back(block);
-          kept_ += bytes;
-          return;
-        } catch (const std::bad_alloc&) {
-          // no room to note it down: let it go
-        }
-      }
+  void give(void* data, std::size_t bytes) noexcept {
+    if (bytes < smallest || bytes > limit) return free(data);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    try {
+      idle_.push_back({data, bytes});
+    } catch (const std::bad_alloc&) {  // no room to note it down: let it go
+      return free(data);
     }
-    std::free(block);
+    kept_ += bytes;
+    for (; kept_ > limit; idle_.pop_front()) {
+      kept_ -= idle_.front().bytes;
+      free(idle_.front().data);
+    }
   }
 
  private:
-  static std::size_t rounded(std::size_t bytes) { return (bytes + alignment) / alignment * alignment; }  // never 0
+  struct Block {
+    void* data;
+    std::size_t bytes;
+  };
+
+  static void free(void* data) { ::operator delete(data, std::align_val_t{alignment}); }
 
   std::mutex mutex_;
-  std::map<std::size_t, std::vector<void*>> idle_;
+  std::deque<Block> idle_;  // let go of first … last
   std::size_t kept_ = 0;
 };
 

@@ -19,7 +19,6 @@ A message says what was wrong, where, and what would help.  Those about a bad ar
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -90,6 +89,8 @@ def nearest(name: str, known: Iterable[str], count: int = 5) -> str:
     names = list(dict.fromkeys(known))
     if len(names) <= count:
         return ", ".join(names)
+    import difflib  # for errors alone
+
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.3)
     return ", ".join(close or names[:count])
 

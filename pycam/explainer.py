@@ -4,39 +4,38 @@ from __future__ import annotations
 
 import operator
 import os
-import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .errors import BatchAxisError, InputError, MethodError, ModelError, TargetError
+from .errors import InputError, MethodError, TargetError
 from .explanation import Explanation
 from .head import pick
-from .head.combine import Combine, finished
-from .preprocess import Preprocess
-from .progress import progress as show_progress
-from .runtime.augment import smoothed
-from .runtime.built_in import check_exported, check_names, check_settled
+from .loading import Compiling, Exported, Starter, metadata_of
+from .runtime.built_in import check_exported, check_settled
+from .runtime.device import place_of
 from .runtime.feeds import Targets, check_against, check_inputs, check_targets, describe_inputs
-from .runtime.folder import read_folder, stage_files
 from .runtime.found import check_found
-from .runtime.given import Call, check_given, reference_count
 from .runtime.layouts import position_axes
-from .runtime.metadata import LABELS, PREPROCESS, read_metadata
-from .runtime.program import BATCH, Program, Staged, Whole
-from .runtime.session import make_session
+from .runtime.metadata import LABELS, PREPROCESS
+from .runtime.outcome import check_device, check_place, choose_head, outcome
+from .runtime.program import BATCH, Program
 from .runtime.spec import Spec
-from .targets.base import Target, check_target
 
 if TYPE_CHECKING:
     import onnx
 
-    from .compile import ExplainGraph
     from .graph.pins import Pins
     from .graph.pixels import Layout
     from .graph.sizes import Sizes
+    from .head.combine import Combine
+    from .preprocess import Preprocess
+    from .runtime.cache import Cache
+    from .runtime.providers import Asked
+    from .targets.base import Target
 
 OUTPUTS = ("scores", "heatmaps", "raw")
 
@@ -52,9 +51,11 @@ class Explainer:
         target: What is explained: a value of `pycam.targets`, such as `Segmentation()`.  Else classes (or a
             detection or segmentation, where the outputs look like one: `Explainer.spec.target` says), and this is what
             to explain when a call does not say: None (the top class), a class, or "top3".
-        providers: onnxruntime execution providers; an unavailable one is an error.  None: CUDA if there, else CPU.
-        threads: Threads within an op; None leaves it to onnxruntime.
-        head: "graph" (heatmaps are computed by the explain graph), "cpu" (native) or "reference".  None: the fastest.
+        providers: onnxruntime execution providers in order of preference, such as "CUDA" or ("TensorRT", {option:
+            value}); one that cannot be had is an error.  None: CUDA if there, else CPU.
+        threads: Threads within an op, and of the native head; None leaves it to onnxruntime, and to the head.
+        head: "graph" (heatmaps are computed by the explain graph), "cpu" (native), "cuda" (on the device, through CuPy)
+            or "reference".  None: "cuda" where the maps are on a CUDA device already, else "cpu".
         output: The model output to explain; the first one if None.
         objective: "class": the score of the target; "counterfactual": its negative, what speaks against it;
             "contrastive": the score less that of another class, why this and not that.
@@ -72,6 +73,12 @@ class Explainer:
         batch: How many variants of an image may go through the model at once, for methods that need some: it bounds
             memory.  More are split.
         progress: Show how far the variants of an image are, on standard error.
+        device: Where `heatmaps` and `raw` of an explanation are: "cpu", as numpy arrays, or "cuda", as CuPy arrays; the
+            model must run there too, in one graph.  See `docs/gpu.md`.
+        spin: Idle threads of a session wait actively for a while; False: they sleep, and leave the cores to others.
+        shrink: Give memory back after each run, in place of keeping the most that any needed.
+        cache: Keep what starting took, so that the next process starts faster: a folder, True (the usual one), False,
+            or None: as the environment variable PYCAM_CACHE says, else not.  See `docs/sessions.md`.
         **options: Of the method, see `pycam.methods()`.
 
     Attributes:
@@ -98,7 +105,7 @@ class Explainer:
         method: str = "gradcam",
         layer: str | Sequence[str] = "auto",
         target: Target | Targets = None,
-        providers: Sequence[str] | None = None,
+        providers: Asked | Sequence[Asked] | None = None,
         threads: int | None = None,
         head: str | None = None,
         output: str | None = None,
@@ -113,25 +120,28 @@ class Explainer:
         pins: Pins | None = None,
         batch: int = BATCH,
         progress: bool = False,
+        device: str = "cpu",
+        spin: bool = True,
+        shrink: bool = False,
+        cache: str | os.PathLike[str] | bool | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(method, str):
             raise MethodError(f"method={method!r}: give a name of `pycam.methods()`")
         if isinstance(model, (str, os.PathLike)):
             model = os.path.abspath(model)  # it may be read again, from wherever the process is then
-        aim = check_target(target)
-        self._options: dict[str, Any] = {"providers": providers, "threads": threads}
-        self._batch, self._progress = _rows(batch), show_progress if progress else None
+        aim = _target(target)
+        self.device = check_device(device)
+        self._options: dict[str, Any] = {"providers": providers, "threads": threads, "spin": spin, "shrink": shrink}
+        starter = Starter({**self._options, "cache": _cache(cache)}, _rows(batch), _shown() if progress else None)
         self.aug_smooth = aug_smooth
-        self._lock = threading.Lock()
-        self._compile: dict[str, Any] | None = None
-        metadata = _metadata(model)
+        metadata = metadata_of(model)
         spec = Spec.from_metadata(metadata)
+        self._programs: Exported | Compiling
         if spec is None:
-            self._head = None if head == "graph" else pick(head)
+            self._head = None if head == "graph" else pick(head, threads)
             outputs = ("scores", "raw") if self._head is not None else OUTPUTS
-            self._signature = _signature(model)
-            self._compile = {
+            arguments = {
                 "source": model,
                 "method": method,
                 "layer": layer,
@@ -147,17 +157,18 @@ class Explainer:
                 "combine": combine,
                 "options": options,
             }
-            self._one, self._many = self._build()
+            self._programs = Compiling(arguments, starter)
         else:
             check_settled(spec, layout, pins, size, tokens)
             check_exported(spec, method, layer, aim, output, head, objective, eigen_smooth, combine, options)
-            self._head = pick(head) if spec.heatmaps is None or head not in (None, "graph") else None
-            self._one = self._load(model, spec)
-            self._many = self._one if spec.many else None
+            self._head = pick(head, threads) if spec.heatmaps is None or head not in (None, "graph") else None
+            self._programs = Exported(model, spec, starter)
+        self._one = self._programs.one
         self.spec = self._one.spec
-        self.target: Targets = None if isinstance(target, Target) else target
+        self._head = choose_head(self._head, head, self._one.session, self.spec, device)
+        self.target: Targets = target if aim is None else None  # type: ignore[assignment]  # then it is no Target
         self.labels: tuple[str, ...] = tuple(metadata[LABELS].split("\n")) if LABELS in metadata else ()
-        self.preprocess = Preprocess.from_json(metadata[PREPROCESS]) if PREPROCESS in metadata else None
+        self.preprocess = _preprocess(metadata[PREPROCESS]) if PREPROCESS in metadata else None
         self.provider: str = self._one.session.get_providers()[0]
         inputs = tuple(i for i in describe_inputs(self._one.session) if i.name not in self.spec.chosen)
         one_by_one = self.spec.plan != "single pass"  # then any number of images will do
@@ -184,6 +195,7 @@ class Explainer:
 
         Args:
             x: The input batch, or {input name: array} for models with several inputs; shapes and dtypes as the model's.
+                Where the model runs on a CUDA device, arrays of CuPy, torch … that lie there are read in place.
             targets: Classes to explain: None (the default target), an int for all images, (N,) one per image,
                 (N, K) several per image, "top3" for the three best, or a label.  −1 is the best class, −2 the second
                 best, and so on.
@@ -196,12 +208,15 @@ class Explainer:
             TargetError: a class out of range, or a number of targets that does not fit the images.
         """
         feeds = check_inputs(x, self.inputs, self.spec.image)
+        check_place(feeds, self._one.session)
         wanted = self.target if targets is None else targets
         if not self.spec.targeted and targets is not None:
             raise TargetError(f"the method {self.spec.method!r} finds by itself what it explains: leave targets out")
         image = feeds[self.spec.image]
         classes = self.spec.classes
         if "reference" in self.spec.given and given.get("reference") is not None:
+            from .runtime.given import reference_count
+
             classes = reference_count(given["reference"])
         chosen = check_targets(wanted, len(image), classes, self.labels, self.spec.noun)
         arrays: dict[str, NDArray[Any]] = {self.spec.targets: chosen}
@@ -210,12 +225,36 @@ class Explainer:
         elif against is not None:
             raise TargetError("against= belongs to the objective 'contrastive': make the Explainer with it")
         if self.spec.given or given:
+            from .runtime.given import Call, check_given
+
             images, count = chosen.shape
             call = Call(images, count, *(1, *self._size(image))[-2:])
             arrays |= check_given(given, self.spec.given, call, self.spec.target)
-        found = smoothed(self._explain, feeds, self.spec, arrays) if self.aug_smooth else self._explain(feeds, arrays)
+        found = self._smoothed(feeds, arrays)
         check_found(self.spec, arrays, found.extras | {"explained": found.targets}, self.labels)
         return found
+
+    def warmup(self, batch: int = 1, *, size: Sizes | None = None, targets: int = 1) -> float:
+        """Explain once, for nothing: what a first call allocates, compiles or loads is then there for the next ones.
+
+        Args:
+            batch: Images per call, as in the calls to come.
+            size: See `Explainer`: for a model that leaves the image's size free, or those of other inputs.
+            targets: Targets per image.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            InputError: a size that is free and was not given, or that the model does not take.
+        """
+        from .runtime.neutral import neutral_inputs, neutral_targets
+
+        start = time.perf_counter()
+        feeds = neutral_inputs(self.inputs, self.spec, _rows(batch), size)
+        shape = self._size(feeds[self.spec.image])
+        self._smoothed(feeds, neutral_targets(self.spec, batch, _rows(targets), shape))
+        return time.perf_counter() - start
 
     def embed(self, x: ArrayLike | Mapping[str, ArrayLike]) -> NDArray[Any]:
         """The embeddings of other images: what the target `Similarity` takes as `reference=`.
@@ -233,27 +272,35 @@ class Explainer:
         if "embedding" not in self.spec.extras:
             raise TargetError(f"the target {self.spec.target!r} compares no embeddings: use pycam.targets.Similarity()")
         feeds = check_inputs(x, self.inputs, self.spec.image)
-        images = len(feeds[self.spec.image])
-        blank = {one.input: np.zeros(one.sizes(Call(images, 1, 1, 1)), one.dtype) for one in self.spec.given.values()}
-        targets = {name: np.full((images, 1), -1, np.int64) for name in (self.spec.targets, self.spec.against) if name}
-        session = self._one.session
-        given = {
-            name: array
-            for name, array in {**feeds, **targets, **blank}.items()
-            if name in {i.name for i in session.get_inputs()}
-        }
-        return np.asarray(session.run([self.spec.extras["embedding"]], given)[0])  # and nothing behind it
+        from .runtime.neutral import neutral_targets
+
+        session, targets = self._one.session, neutral_targets(self.spec, len(feeds[self.spec.image]), 1, (1, 1))
+        there = {i.name for i in session.get_inputs()}
+        given = {name: array for name, array in {**feeds, **targets}.items() if name in there}
+        place = place_of(session)
+        with place.turn():
+            found = session.run([self.spec.extras["embedding"]], given)  # and nothing behind it
+            return place.fetch({"": found[0]})[""]
 
     def _size(self, image: NDArray[Any]) -> tuple[int, ...]:
         """Height and width; length of a signal; depth, height and width of a volume."""
         return tuple(image.shape[axis] for axis in position_axes(self.spec.layout))
 
+    def _smoothed(self, feeds: dict[str, NDArray[Any]], arrays: dict[str, NDArray[Any]]) -> Explanation:
+        if not self.aug_smooth:
+            return self._explain(feeds, arrays)
+        from .runtime.augment import smoothed
+
+        return smoothed(self._explain, feeds, self.spec, arrays)
+
     def _explain(self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[Any]]) -> Explanation:
-        spec, outputs = self._run(feeds, targets)
-        raws = [outputs[name] for name in spec.raw]
+        program = self._one if targets[self.spec.targets].shape[1] == 1 else self._programs.several() or self._one
+        spec, place = program.spec, place_of(program.session)
+        with place.turn():
+            made = self._run(program, feeds, targets)
+            size = self._size(feeds[spec.image])
+            heatmaps, flat, raws, outputs = outcome(place, made, self._head, size, spec, self.device)
         extras = {key: outputs[name] for key, name in spec.extras.items()}
-        size = self._size(feeds[spec.image])
-        heatmaps, flat = finished(self._head, raws, outputs.get(spec.heatmaps or ""), size, spec)
         scores = {name: outputs[name] for name in spec.outputs}
         return Explanation(
             heatmaps=heatmaps,
@@ -270,102 +317,59 @@ class Explainer:
             objective=spec.objective,
             target=spec.target,
             noun=spec.noun,
+            threads=self._options["threads"],
         )
 
     def _run(
-        self, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[Any]]
-    ) -> tuple[Spec, dict[str, NDArray[Any]]]:
-        one, count = self._one, targets[self.spec.targets].shape[1]
-        if count == 1:
-            return one.spec, one.run(feeds, targets)
-        many = self._several()
-        if many is not None:
-            return many.spec, many.run(feeds, targets)
+        self, one: Program, feeds: dict[str, NDArray[Any]], targets: dict[str, NDArray[Any]]
+    ) -> dict[str, NDArray[Any]]:
+        count = targets[self.spec.targets].shape[1]
+        if count == 1 or one.spec.many:
+            return one.run(feeds, targets)
         sliced = [
             {name: array[:, k : k + 1] if name in one.spec.per_target else array for name, array in targets.items()}
             for k in range(count)
         ]
         runs = [one.run(feeds, each) for each in sliced]
         for_all = {*one.spec.outputs, *(one.spec.extras[key] for key in one.spec.per_image)}
-        return one.spec, {
+        return {
             name: first if name in for_all else np.concatenate([run[name] for run in runs], axis=1)
             for name, first in runs[0].items()
         }
 
-    def _build(self) -> tuple[Program, Program | None]:
-        """(program for one target per image, for several); one serves both unless it would repeat large values."""
-        try:
-            graph = self._compiled(many=True)
-        except BatchAxisError:
-            graph = None
-        if graph is not None and not graph.repeats:
-            both = self._program(graph)
-            return both, both
-        return self._program(self._compiled(many=False)), None
 
-    def _several(self) -> Program | None:
-        """The program for several targets, compiled when first needed; None where each target needs its own run."""
-        with self._lock:
-            if self._many is None and self._compile is not None:
-                if _signature(self._compile["source"]) != self._signature:
-                    raise ModelError(
-                        f"the model {os.fspath(self._compile['source'])!r} has changed since this Explainer was made: "
-                        "make a new one"
-                    )
-                try:
-                    self._many = self._program(self._compiled(many=True))
-                except BatchAxisError:
-                    self._compile = None  # asked once is enough
-            return self._many
+def _target(target: Any) -> Target | None:
+    """See `check_target`, which the usual case does without."""
+    if target is None:
+        return None
+    from .targets.base import check_target
 
-    def _compiled(self, many: bool) -> ExplainGraph:
-        from .compile import compile_model  # brings onnx and onnx-ir, which running an exported graph does without
-
-        assert self._compile is not None
-        return compile_model(**self._compile, many=many, stand_alone=False)
-
-    def _program(self, graph: ExplainGraph) -> Program:
-        return self._started(
-            {name: model.SerializeToString() for name, model in graph.models.items()}, graph.spec, graph.folder
-        )
-
-    def _load(self, model: Any, spec: Spec) -> Program:
-        """The program of an exported graph: a file, bytes, a ModelProto, or a folder of stages."""
-        if isinstance(model, (str, os.PathLike)) and os.path.isdir(model):
-            return self._started(stage_files(model), spec, None)
-        source = model if isinstance(model, (str, os.PathLike, bytes)) else model.SerializeToString()
-        program = self._started({"explain": source}, spec, None)
-        check_names(program)
-        return program
-
-    def _started(self, sources: Mapping[str, Any], spec: Spec, folder: Any) -> Program:
-        sessions = {name: make_session(source, folder=folder, **self._options) for name, source in sources.items()}
-        if "explain" in sessions:
-            return Whole(sessions["explain"], spec)
-        return Staged(sessions, spec, self._batch, self._progress)
+    return check_target(target)
 
 
-def _signature(model: object) -> tuple[int, ...]:
-    """What tells a model file from one that took its place; () for a model in memory or a file that is gone."""
-    try:
-        found = os.stat(model) if isinstance(model, (str, os.PathLike)) else None
-    except OSError:
-        found = None
-    return (found.st_ino, found.st_size, found.st_mtime_ns) if found is not None else ()
+def _cache(asked: Any) -> Cache | None:
+    """See `locate`, which the usual case does without."""
+    if asked is False or (asked is None and not os.environ.get("PYCAM_CACHE")):
+        return None
+    from .runtime.cache import locate
+
+    return locate(asked)
 
 
-def _metadata(model: str | os.PathLike[str] | bytes | onnx.ModelProto) -> dict[str, str]:
-    if isinstance(model, (str, os.PathLike)) and os.path.isdir(model):
-        return read_folder(model)
-    if isinstance(model, (str, os.PathLike, bytes)):
-        return read_metadata(model)
-    if not hasattr(model, "metadata_props"):
-        raise ModelError(f"a model is a path, bytes or a ModelProto, not {type(model).__name__}")
-    return {p.key: p.value for p in model.metadata_props}
+def _preprocess(text: str) -> Preprocess:
+    from .preprocess import Preprocess
+
+    return Preprocess.from_json(text)
+
+
+def _shown() -> Any:
+    from .progress import progress
+
+    return progress
 
 
 def _rows(batch: Any) -> int:
-    """`batch`, checked."""
+    """A number of rows, checked."""
     try:
         rows = 0 if isinstance(batch, bool) else operator.index(batch)
     except TypeError:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import InputError
+from .runtime.device import adopted, is_on_device, on_host
+
+if TYPE_CHECKING:
+    from .head import Head
 
 LABELLED = ("class", "token", "output")
 """Nouns of targets that the model's labels name."""
@@ -25,6 +29,10 @@ PIXEL_CLIP = 0.01
 @dataclass(slots=True, eq=False, repr=False)
 class Explanation:
     """Heatmaps of N images × K targets, with what they explain and how they came about.
+
+    Of an Explainer with device="cuda" the heatmaps and raw maps are CuPy arrays, all else is numpy's.  Then `overlay`,
+    `shown` and `per_layer` return CuPy arrays too; what ends on the host (boxes, files, reports) copies the maps there
+    itself, and `cpu()` does so once for all.
 
     Attributes:
         heatmaps: float32 (N, K, H, W) in [0, 1], at the input's size; of a signal (N, K, L), of a volume
@@ -43,6 +51,7 @@ class Explanation:
         objective: What was differentiated: "class", "counterfactual" or "contrastive".
         target: Kind of the target, see `pycam.targets`.
         noun: What one of the targets is called: "class", "token", …
+        threads: How many threads its pictures may take; None: one per core of this process.
     """
 
     heatmaps: NDArray[np.float32]
@@ -59,12 +68,29 @@ class Explanation:
     objective: str = "class"
     target: str = "class"
     noun: str = "class"
+    threads: int | None = None
 
     def __repr__(self) -> str:
         n, k, *size = self.heatmaps.shape
         made = f"{self.method} at {self.layer}" if self.layer else self.method
         shown = " × ".join(map(str, size)) if len(size) > 1 else f"{size[0]} long"
         return f"<Explanation of {n} × {k} targets: {shown} heatmaps, {made}>"
+
+    def cpu(self) -> Explanation:
+        """The same with all maps as numpy arrays; itself where they are."""
+        if not self._on_device():
+            return self
+        raw = tuple(map(on_host, self.raw)) if isinstance(self.raw, tuple) else on_host(self.raw)
+        return replace(self, heatmaps=on_host(self.heatmaps), raw=raw)
+
+    def _on_device(self) -> bool:
+        return is_on_device(self.heatmaps)
+
+    def _head(self) -> Head:
+        """That of where the heatmaps are."""
+        from .head import pick
+
+        return pick("cuda") if self._on_device() else pick(threads=self.threads)
 
     def label(self, n: int = 0, k: int = 0) -> str:
         """Name of the class (or what else the target has) that map (n, k) explains, or its number."""
@@ -80,14 +106,13 @@ class Explanation:
         Raises:
             InputError: the graph returned no raw maps to make them of.
         """
-        from .head import pick
         from .head.combine import by_rank
 
         raws = self.raw if isinstance(self.raw, tuple) else (self.raw,)
         if not raws:
             raise InputError("the explain graph returns no raw maps: export it with outputs=('heatmaps', 'raw')")
         size = self.heatmaps.shape[2:]
-        return tuple(by_rank(pick(), [raw], size)[0] for raw in raws)
+        return tuple(by_rank(self._head(), [raw], size)[0] for raw in raws)
 
     def shown(self, clip: float | None = None) -> NDArray[np.float32]:
         """The heatmaps as pictures show them.
@@ -110,7 +135,7 @@ class Explanation:
         top = np.quantile(self.heatmaps, 1 - share, axis=tuple(range(2, self.heatmaps.ndim)), keepdims=True).astype(
             np.float32
         )
-        return np.asarray(np.minimum(self.heatmaps / np.where(top > 0, top, 1), 1), np.float32)
+        return cast("NDArray[np.float32]", np.minimum(self.heatmaps / np.where(top > 0, top, 1), 1).astype(np.float32))
 
     def overlay(
         self,
@@ -143,12 +168,16 @@ class Explanation:
                 masks of another size.
         """
         from .colormap import colormap as table
-        from .head import pick
 
         images = self._checked(images)
-        marks = self._marks(contours, boxes, masks)
+        if self._on_device():
+            if len(contours) or boxes is not None or masks is not None:
+                raise InputError("contours, boxes and masks are drawn on the host: result.cpu().overlay(…)")
+            marks = []
+        else:
+            marks = self._marks(contours, boxes, masks)
         try:
-            shown = pick().overlay(images, self.shown(clip), table(colormap), alpha)
+            shown = self._head().overlay(images, self.shown(clip), table(colormap), alpha)
         except ValueError as error:
             raise InputError(str(error)) from None
         if any(marks):
@@ -185,6 +214,8 @@ class Explanation:
         """
         from .pictures import signed, signed_levels
 
+        if self._on_device():
+            return self.cpu().signed(images, clip=clip, alpha=alpha, colormap=colormap)
         self._picture("signed()")
         images = None if images is None else self._checked(images)
         height, width = self.heatmaps.shape[2:]
@@ -202,6 +233,8 @@ class Explanation:
         """
         from .components import largest_box
 
+        if self._on_device():
+            return self.cpu().boxes(threshold)
         if not 0 <= threshold < 1:
             raise InputError(f"threshold={threshold}: give a share of the maximum, 0 ≤ threshold < 1")
         self._picture("boxes()")
@@ -233,10 +266,10 @@ class Explanation:
         self._picture("save()")
         check_writable(path)
         if images is None:
-            levels = np.round(self.shown(clip) * 255).astype(np.uint8)
+            levels = np.round(on_host(self.shown(clip)) * 255).astype(np.uint8)
             tiles = table(colormap)[levels]
         else:
-            tiles = self.overlay(images, colormap, alpha, clip)
+            tiles = on_host(self.overlay(images, colormap, alpha, clip))
         n, k, height, width, _ = tiles.shape
         write(path, np.ascontiguousarray(tiles.transpose(0, 2, 1, 3, 4).reshape(n * height, k * width, 3)))
 
@@ -262,11 +295,12 @@ class Explanation:
         from .pictures import Entry, write_report
         from .pictures.facts import one
 
-        images = self._checked(images)
+        here = self.cpu()
+        images = here._checked(images)
         names = [f"image {n + 1}" for n in range(len(images))] if names is None else list(names)
         if len(names) != len(images):
             raise InputError(f"{len(images)} images and {len(names)} names: give one for each")
-        entries = [Entry(name, images[n], (one(self, n),)) for n, name in enumerate(names)]
+        entries = [Entry(name, images[n], (one(here, n),)) for n, name in enumerate(names)]
         write_report(path, entries, **options)
 
     def to_dict(self) -> dict[str, Any]:
@@ -303,7 +337,10 @@ class Explanation:
     def _checked(self, images: Any) -> NDArray[np.uint8]:
         """Pictures that lie under the heatmaps."""
         self._picture("a picture of it")
-        found: NDArray[np.uint8] = np.asarray(images)
+        found: NDArray[np.uint8] = images if is_on_device(images) else np.asarray(images)
+        if is_on_device(found):
+            found = adopted(found, "the picture")
+            found = found if self._on_device() else on_host(found)
         n, _, height, width = self.heatmaps.shape
         if found.shape != (n, height, width, 3) or found.dtype != np.uint8:
             raise InputError(

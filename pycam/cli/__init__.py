@@ -1,4 +1,4 @@
-"""The command line, `pycam explain | compare | export | layers | methods | targets | doctor`: a module per command."""
+"""The command line, `pycam explain | compare | export | layers | methods | targets | cache | doctor`, a module each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from importlib import import_module
 import pycam
 from pycam.errors import PycamError
 
-COMMANDS = ("explain", "compare", "export", "layers", "methods", "targets", "doctor")
+COMMANDS = ("explain", "compare", "export", "layers", "methods", "targets", "cache", "doctor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

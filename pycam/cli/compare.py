@@ -12,7 +12,7 @@ from pycam.errors import MethodError
 
 from .aim import add_region_arguments, add_target_arguments, further_inputs, region, target_arguments
 from .draw import add_picture_arguments, check_picture_arguments
-from .options import method_arguments, read_labels
+from .options import add_session_arguments, method_arguments, read_labels, session_arguments
 
 if TYPE_CHECKING:
     from pycam.pictures import Comparison
@@ -59,8 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", default="comparison.png", help="picture to write (default: comparison.png)")
     parser.add_argument("--report", help="HTML file to write as well: the same with sliders, usable without a network")
     add_picture_arguments(parser)
-    parser.add_argument("--provider", action="append", help="onnxruntime execution provider, in order of preference")
-    parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
+    add_session_arguments(parser)
     parser.add_argument("--labels", help="text file with one class name per line (default: those in the model)")
 
 
@@ -86,11 +85,10 @@ def run(arguments: argparse.Namespace) -> int:
         options=_options(arguments, methods, model),
         labels=read_labels(arguments.labels) if arguments.labels else None,
         skip_failing=arguments.skip_failing,
-        providers=arguments.provider,
-        threads=arguments.threads,
         given=lambda explainer, picture, pre: region(arguments, explainer, picture, pre),
         inputs=lambda explainer: further_inputs(arguments, explainer),
         progress=True,
+        **session_arguments(arguments),
         **target_arguments(arguments),
     )
     write(

@@ -33,12 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _runtime() -> bool:
+    from pycam.runtime.providers import installed
+
     try:
         import onnxruntime
     except ImportError as error:
         print(f"providers: none, {error}: pip install 'pycam-onnx[cpu]'")
         return False
     print(f"providers: {', '.join(onnxruntime.get_available_providers())}")
+    for name, state in installed().items():
+        print(f"  {name}: {state}")
     return True
 
 

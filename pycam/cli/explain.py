@@ -21,7 +21,7 @@ from pycam.runtime.spec import CLASSES
 from . import timing, wording
 from .aim import add_region_arguments, inputs, region
 from .draw import add_picture_arguments, asked, check_picture_arguments, colours, marks, overlays
-from .options import add_method_arguments, method_arguments, read_labels
+from .options import add_method_arguments, add_session_arguments, method_arguments, read_labels, session_arguments
 
 if TYPE_CHECKING:
     from pycam.explainer import Explainer
@@ -66,8 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--report", help="HTML file to write as well: all photos with sliders, usable without a network"
     )
     add_picture_arguments(parser)
-    parser.add_argument("--provider", action="append", help="onnxruntime execution provider, in order of preference")
-    parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
+    add_session_arguments(parser)
     parser.add_argument("--labels", help="text file with one class name per line (default: those in the model)")
     parser.add_argument(
         "--mean",
@@ -100,11 +99,10 @@ def run(arguments: argparse.Namespace) -> int:
     model = arguments.model or DEFAULT_MODEL
     explainer = Explainer(
         model,
-        providers=arguments.provider,
-        threads=arguments.threads,
         aug_smooth=arguments.aug_smooth,
         progress=not arguments.json,
         **({} if arguments.batch is None else {"batch": arguments.batch}),
+        **session_arguments(arguments),
         **method_arguments(arguments, model),
     )
     if arguments.labels:

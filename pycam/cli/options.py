@@ -73,6 +73,53 @@ def method_arguments(arguments: argparse.Namespace, model: Any) -> dict[str, Any
     }
 
 
+def add_session_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of where and how a model runs."""
+    parser.add_argument(
+        "--provider",
+        action="append",
+        metavar="NAME[:OPTION=VALUE,…]",
+        help="onnxruntime execution provider, in order of preference, as CUDA or TensorRT:trt_fp16_enable=True; repeat "
+        "for several (default: CUDA if it is there, else CPU)",
+    )
+    parser.add_argument("--threads", type=int, help="threads within an op (default: all cores)")
+    parser.add_argument(
+        "--no-spin", action="store_true", help="idle threads sleep, in place of waiting actively for a while"
+    )
+    parser.add_argument(
+        "--cache",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="keep what starting took for the next time, there or in the usual place, see `pycam cache` (default: as "
+        "the environment variable PYCAM_CACHE says, else not)",
+    )
+
+
+def session_arguments(arguments: argparse.Namespace) -> dict[str, Any]:
+    """They as keyword arguments of `Explainer`.
+
+    Raises:
+        InputError: a --provider that is not NAME or NAME:OPTION=VALUE,…
+    """
+    return {
+        "providers": None if arguments.provider is None else [_provider(text) for text in arguments.provider],
+        "threads": arguments.threads,
+        "spin": not arguments.no_spin,
+        "cache": arguments.cache,
+    }
+
+
+def _provider(text: str) -> Any:
+    name, colon, rest = text.partition(":")
+    if not colon:
+        return name
+    pairs = [part.partition("=") for part in rest.split(",")]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise InputError(f"--provider {text!r}: write NAME:OPTION=VALUE,…, as in --provider CUDA:device_id=1")
+    return name, {key: value for key, _, value in pairs}
+
+
 def read_labels(path: str) -> tuple[str, ...]:
     """Class names, one a line.
 

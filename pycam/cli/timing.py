@@ -55,13 +55,15 @@ def forward_ms(model: Any, explainer: Explainer, x: Any, arguments: argparse.Nam
     from pycam.compile import forward_model
     from pycam.runtime.session import make_session
 
-    from .options import exported
+    from .options import exported, session_arguments
 
     if exported(model) is not None or isinstance(x, dict):
         return None, ""
     try:
         proto, folder = forward_model(model)
-        session = make_session(proto.SerializeToString(), arguments.provider, arguments.threads, folder)
+        settings = session_arguments(arguments)
+        how = {name: settings[name] for name in ("providers", "threads", "spin")}
+        session = make_session(proto.SerializeToString(), folder=folder, **how)
     except PycamError as error:
         return None, f"the forward pass alone was not timed: {error}"
     try:

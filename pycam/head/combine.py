@@ -1,14 +1,17 @@
-"""From the raw maps of all layers to heatmaps, whichever head makes them."""
+"""From the raw maps of all layers to heatmaps, whichever head makes them.
+
+What is computed here works on CuPy's arrays as on numpy's: numpy's functions hand them over.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pycam.errors import InputError
+from pycam.errors import InputError, PycamError
 from pycam.runtime.spec import ROUNDING, Spec
 
 from . import volume
@@ -46,12 +49,14 @@ def finished(
     if head is not None:
         try:
             return by_rank(head, shown, size, spec.combine)
+        except PycamError:  # not about the maps
+            raise
         except ValueError as error:
             raise _not_finite(str(error)) from None
     assert made is not None
     if not np.isfinite(made.sum()):
         raise _not_finite("NaN in the heatmaps")
-    return made, np.all([m.max(axis=positions(m)) <= 0 for m in shown or [made]], axis=0)
+    return made, _all([m.max(axis=positions(m)) <= 0 for m in shown or [made]])
 
 
 def positions(maps: Maps) -> tuple[int, ...]:
@@ -81,14 +86,19 @@ def combined(
     maps = stack.max(axis=0) if combine == "max" else _product(stack)
     lifted = maps - maps.min(axis=positions(maps), keepdims=True)
     scaled = lifted / (lifted.max(axis=positions(maps), keepdims=True) + np.float32(1e-7))
-    return np.asarray(scaled, np.float32), np.all([flat for _, flat in each], axis=0)
+    return scaled.astype(np.float32, copy=False), _all([flat for _, flat in each])
 
 
 def _product(stack: Maps) -> Maps:
     """The product over axis 0, with its largest value 1: that of many layers is small everywhere."""
     maps = stack.prod(axis=0)
     top = maps.max(axis=tuple(range(2, maps.ndim)), keepdims=True)
-    return np.asarray(maps / np.where(top > 0, top, 1), np.float32)
+    quotient: Maps = maps / np.where(top > 0, top, 1)
+    return quotient.astype(np.float32, copy=False)
+
+
+def _all(each: Sequence[NDArray[np.bool_]]) -> NDArray[np.bool_]:
+    return cast("NDArray[np.bool_]", np.stack(each).all(axis=0))
 
 
 def _from_minimum(raw: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -96,7 +106,8 @@ def _from_minimum(raw: NDArray[np.float32]) -> NDArray[np.float32]:
     axes = positions(raw)
     lifted = raw - raw.min(axis=axes, keepdims=True)
     noise = np.abs(raw).max(axis=axes, keepdims=True) * np.float32(ROUNDING)
-    return np.asarray(np.where(lifted.max(axis=axes, keepdims=True) <= noise, 0, lifted), np.float32)
+    kept: Maps = np.where(lifted.max(axis=axes, keepdims=True) <= noise, np.float32(0), lifted)
+    return kept.astype(np.float32, copy=False)
 
 
 def _not_finite(why: str) -> InputError:

@@ -5,4 +5,4 @@ from __future__ import annotations
 from pycam import _native
 from pycam.head.cpu import NativeHead
 
-HEAD = NativeHead("reference", _native.finish_ref, _native.overlay_ref)
+HEAD = NativeHead("reference", _native.finish_ref, _native.explain_ref, _native.overlay_ref)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pycam.errors import InputError, MethodError
 from pycam.explanation import Explanation
 
+from .device import on_host
 from .given import Call, seen_mirrored
 from .layouts import is_picture, kind_of
 from .spec import Spec
@@ -74,7 +75,7 @@ def smoothed(
     raws, heatmaps = [_raws(first)], [first.heatmaps]
     for mirrored, factor in list(product((False, True), FACTORS))[1:]:
         view = np.flip(image, axis) if mirrored else image
-        view = np.ascontiguousarray(view * np.asarray(factor, image.dtype))
+        view = (view * image.dtype.type(factor)).copy()  # in C order; CuPy's arrays too
         found = explain({**feeds, spec.image: view}, seen_mirrored(fixed, spec.given, call) if mirrored else fixed)
         back = slice(None, None, -1 if mirrored else 1)
         raws.append([raw[..., back] for raw in _raws(found)])
@@ -86,13 +87,13 @@ def smoothed(
         first,
         heatmaps=_mean(heatmaps),
         raw=mean[0] if len(mean) == 1 else tuple(mean),
-        flat=np.all([m.max(axis=(2, 3)) <= 0 for m in heatmaps], axis=0),
+        flat=on_host(np.stack([m.max(axis=(2, 3)) <= 0 for m in heatmaps]).all(axis=0)),
         extras=first.extras | {name: _mean(views) for name, views in maps.items()},
     )
 
 
 def _mean(maps: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    return np.asarray(np.mean(np.stack(maps), axis=0, dtype=np.float64), np.float32)
+    return cast("NDArray[np.float32]", np.stack(maps).mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def _raws(found: Explanation) -> list[NDArray[np.float32]]:

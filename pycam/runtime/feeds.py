@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from pycam import _native
 from pycam.errors import InputError, TargetError, nearest, ordinal
 
+from .device import adopted, is_on_device, on_host
+
 Targets: TypeAlias = "int | str | ArrayLike | None"
 
 DEEPEST = 16
@@ -52,7 +54,7 @@ def check_inputs(
     """{name: array} for every input of the graph but the targets.
 
     Args:
-        x: An array, for a model with one input, or {name: array}.
+        x: An array, for a model with one input, or {name: array}; arrays of a CUDA device become CuPy's.
         inputs: What the graph takes.
         image: Name of the image input.
 
@@ -173,7 +175,10 @@ def _from_text(text: str, classes: int | None, labels: Sequence[str]) -> list[in
     raise TargetError(f"no class is called {text!r}; nearest: {nearest(text, labels)}")
 
 
-def _array(x: ArrayLike, name: str) -> NDArray[Any]:
+def _array(x: Any, name: str) -> NDArray[Any]:
+    if is_on_device(x):
+        found: NDArray[Any] = adopted(x, f"the input {name!r}")
+        return found
     try:
         return np.asarray(x)
     except ValueError as error:  # rows of different lengths
@@ -192,6 +197,7 @@ def _check_array(array: NDArray[Any], info: Input) -> NDArray[Any]:
     if array.size == 0:
         raise InputError(f"the input {info.name!r} is empty: shape {array.shape}")
     if not _finite(array):
+        array = on_host(array)
         place = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise InputError(
             f"the input {info.name!r} holds {array[place]} at {place}: its explanation would be meaningless"
@@ -204,6 +210,7 @@ def _fits(have: tuple[int, ...], want: tuple[int | str | None, ...]) -> bool:
 
 
 def _finite(array: NDArray[Any]) -> bool:
-    if array.dtype == np.float32 and array.flags.c_contiguous and array.flags.aligned:
+    plain = array.dtype == np.float32 and array.flags.c_contiguous and not is_on_device(array)
+    if plain and array.flags.aligned:
         return _native.finite(array)
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())

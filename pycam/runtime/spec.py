@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pycam.errors import ModelError
 
-from .given import Given
 from .layouts import LAYOUTS
-from .recipe import Recipe
+
+if TYPE_CHECKING:  # most graphs have neither, and starting is quicker without
+    from .given import Given
+    from .recipe import Recipe
 
 KEY = "pycam.spec"
 
@@ -140,8 +142,13 @@ class Spec:
             known = {f.name for f in fields(cls)}
             values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if k in known}
             if values.get("recipe") is not None:
+                from .recipe import Recipe
+
                 values["recipe"] = Recipe.from_dict(values["recipe"])
-            values["given"] = {key: Given.from_dict(one) for key, one in values.get("given", {}).items()}
+            if values.get("given"):
+                from .given import Given
+
+                values["given"] = {key: Given.from_dict(one) for key, one in values["given"].items()}
             spec = cls(**values)
             _check(spec)
             return spec

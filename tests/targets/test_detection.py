@@ -60,7 +60,7 @@ def test_every_form_finds_the_entry_and_its_gradient(net: Any, boxed: bool) -> N
     explainer = pycam.Explainer(net.proto, "layercam", layer="features", target=replace(net.head.target, overlap=0.0))
     found = explainer(x, targets, box=given)
     assert found.noun == "class"
-    assert explainer._many is explainer._one  # one pass for all targets
+    assert explainer._programs.several() is explainer._programs.one  # one pass for all targets
     for n, k in np.ndindex(2, 2):
         boxes, p, _ = read[n]
         entry, label = small.pick(boxes, p, int(targets[n, k]), None if given is None else given[n, k])
