@@ -134,6 +134,10 @@ Candidate copy(std::size_t bytes) {
 
 int main(int count, char** arguments) {
   const int repetitions = count > 1 ? std::atoi(arguments[1]) : 31;
+  if (repetitions < 1) {
+    std::fprintf(stderr, "head_bench [repetitions, 1 or more]\n");
+    return 2;
+  }
   std::mt19937 random(0);
   std::vector<Candidate> all;
   all.push_back(copy(std::size_t{16} << 20));

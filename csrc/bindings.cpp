@@ -89,6 +89,7 @@ std::optional<std::string> unusable(const pycam_tensor& raw, const Shape& shape)
 }
 
 struct Raws {
+  std::vector<py::array> alive;  // the caller may change its list while the GIL is released
   std::vector<pycam_layer> layers;
   std::vector<Shape> shapes;
 };
@@ -105,6 +106,7 @@ Raws raws_of(const py::object& value) {
     const Shape shape = shape_of(array), first = raws.shapes.empty() ? shape : raws.shapes[0];
     expect_shape(array, name, {first[0], first[1], shape[2], shape[3]}, "with the N and K of raws[0]");
     raws.layers.push_back({raw, length(shape, 2), length(shape, 3)});
+    raws.alive.push_back(array);
     raws.shapes.push_back(shape);
   }
   return raws;
@@ -118,7 +120,8 @@ py::tuple finish(const Head& head, const py::object& raws_, const py::object& si
   const int count = threads_of(threads);
   {
     const py::gil_scoped_release nogil;
-    const auto& [layers, shapes] = raws;
+    const auto& layers = raws.layers;
+    const auto& shapes = raws.shapes;
     const pycam_status status =
         head.finish(layers.data(), layers.size(), length(shape, 0), length(shape, 1), out.wanted, count);
     if (status != PYCAM_OK)

@@ -1,6 +1,7 @@
 // The functions of pycam.h: check the arguments, call the head, keep every exception inside.
 #include <cstring>
 #include <new>
+#include <stdexcept>
 #include <system_error>
 
 #include "check.hpp"
@@ -19,6 +20,8 @@ pycam_status guarded(bool valid, const Call& call, const Blame& blame) noexcept 
     if (status == PYCAM_NOT_FINITE) blame();
     return status;
   } catch (const std::bad_alloc&) {
+    refuse("not enough memory for scratch");
+  } catch (const std::length_error&) {
     refuse("not enough memory for scratch");
   } catch (const std::system_error& error) {
     refuse("a thread could not be started: %s", error.what());

@@ -96,7 +96,9 @@ bool weighing(const pycam_weighing* job) noexcept {
   const int weighting = number_of(job->weighting);
   if (weighting < PYCAM_GIVEN || weighting > PYCAM_PLUSPLUS)
     return refuse("job.weighting: expected PYCAM_GIVEN (0) to PYCAM_PLUSPLUS (%d), found %d", PYCAM_PLUSPLUS, weighting);
-  if (job->channels == 0) return refuse("job.channels: expected at least 1, found 0");
+  constexpr size_t most = size_t{1} << 31;
+  if (job->channels < 1 || job->channels > most)
+    return refuse("job.channels: expected 1 to %zu, found %zu", most, job->channels);
   const auto each = [job](const char* name, const pycam_tensor& t) {
     return tensor(name, t, job->images, job->maps, job->channels, job->height, job->width);
   };

@@ -2,6 +2,7 @@
 // it made is still in its cache.  The same code makes each map whichever thread takes it: the bits do not depend on how many.
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <new>
 
 #include "finish_cpu.hpp"
@@ -76,8 +77,8 @@ void task(void* context, size_t m) noexcept {
   int status = PYCAM_NO_MEMORY;
   try {
     status = do_map(call, m);
-  } catch (const std::bad_alloc&) {
-    // said by the status
+  } catch (const std::exception&) {
+    // bad_alloc or length_error: said by the status
   }
   Scratch::of_this_thread().trim();
   if (status != PYCAM_OK) call.status.store(status, std::memory_order_relaxed);

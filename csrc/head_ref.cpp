@@ -12,6 +12,8 @@ namespace {
 
 double relu(double x) { return x > 0 ? x : 0; }
 
+double positive(double x) { return x < 0 ? 0 : x; }  // relu that keeps NaN
+
 double element(const pycam_tensor& t, size_t n, size_t k, size_t c, size_t y, size_t x) {
   const auto step = [](size_t index, ptrdiff_t stride) { return static_cast<ptrdiff_t>(index) * stride; };
   return value_at(t, step(n, t.image) + step(k, t.map) + step(c, t.channel) + step(y, t.row) + step(x, t.column));
@@ -35,8 +37,8 @@ std::vector<double> terms(pycam_weighting weighting, const std::vector<double>& 
   for (size_t q = 0; q < a.size(); ++q) switch (weighting) {
       case PYCAM_GIVEN: out[q] = g[q] * a[q]; break;
       case PYCAM_MEAN: out[q] = mean * a[q]; break;
-      case PYCAM_POSITIVE: out[q] = relu(g[q]) * a[q]; break;
-      case PYCAM_RECTIFIED: out[q] = relu(g[q] * a[q]); break;
+      case PYCAM_POSITIVE: out[q] = positive(g[q]) * a[q]; break;
+      case PYCAM_RECTIFIED: out[q] = positive(g[q] * a[q]); break;
       case PYCAM_PLUSPLUS: out[q] = alphas * a[q]; break;
     }
   return out;

@@ -20,12 +20,13 @@ INLINE std::uint32_t bits_of(float value) {
   return bits;
 }
 
-// The exponent of binary16 is moved to that of a float by a product with 2^112, which also scales its denormals; infinity
-// and NaN, the largest exponent of either, are set by hand.
+// The exponent of binary16 is moved to that of a float.  Denormals, without their leading 1, get one for a moment: so no float
+// denormal is met, which some programs tell the processor to take for 0.
 INLINE float float_of_f16(std::uint16_t half) {
-  const std::uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16;
-  const float scaled = float_of_bits(magnitude) * float_of_bits(0x77800000u);
-  return float_of_bits((magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : bits_of(scaled)) | sign);
+  const std::uint32_t magnitude = (half & 0x7fffu) << 13, sign = (half & 0x8000u) << 16, smallest = 0x38800000u;  // 2^-14
+  const std::uint32_t denormal = bits_of(float_of_bits(magnitude + smallest) - float_of_bits(smallest));
+  const std::uint32_t normal = magnitude >= 0x0f800000u ? magnitude | 0x7f800000u : magnitude + 0x38000000u;
+  return float_of_bits((magnitude < 0x00800000u ? denormal : normal) | sign);
 }
 
 INLINE float float_of_bf16(std::uint16_t upper) { return float_of_bits(static_cast<std::uint32_t>(upper) << 16); }

@@ -1,7 +1,7 @@
 // Memory that stays with its thread between calls, so that calls of the same shapes allocate nothing.
 #pragma once
 #include <cstddef>
-#include <vector>
+#include <memory>
 
 namespace pycam {
 
@@ -12,16 +12,21 @@ class Scratch {
 
   // At least `bytes`, aligned to 64.  What was taken before is lost.
   char* take(std::size_t bytes) {
-    if (blocks_.size() * sizeof(Block) < bytes) {
-      blocks_.clear();
-      blocks_.resize((bytes + sizeof(Block) - 1) / sizeof(Block));
+    if (count_ * sizeof(Block) < bytes) {
+      clear();
+      const std::size_t count = (bytes + sizeof(Block) - 1) / sizeof(Block);
+      blocks_.reset(new Block[count]);  // not make_unique, which would write to all of it
+      count_ = count;
     }
-    return reinterpret_cast<char*>(blocks_.data());
+    return reinterpret_cast<char*>(blocks_.get());
   }
   void trim() {
-    if (blocks_.size() * sizeof(Block) > kept) clear();
+    if (count_ * sizeof(Block) > kept) clear();
   }
-  void clear() { std::vector<Block>().swap(blocks_); }
+  void clear() {
+    blocks_.reset();
+    count_ = 0;
+  }
 
   static Scratch& of_this_thread() {
     static thread_local Scratch scratch;
@@ -32,7 +37,8 @@ class Scratch {
   struct alignas(64) Block {
     char bytes[64];
   };
-  std::vector<Block> blocks_;
+  std::unique_ptr<Block[]> blocks_;
+  std::size_t count_ = 0;
 };
 
 // Arrays cut from one block, each aligned to 64 bytes.  With a null block it only measures.

@@ -38,16 +38,16 @@ MULTI void points_dot(const float* RESTRICT a, Offset step, size_t points, size_
       s2 += w[c] * a2[c];
       s3 += w[c] * a3[c];
     }
-    raw[q] = s0;
-    raw[q + 1] = s1;
-    raw[q + 2] = s2;
-    raw[q + 3] = s3;
+    raw[q] += s0;
+    raw[q + 1] += s1;
+    raw[q + 2] += s2;
+    raw[q + 3] += s3;
   }
   for (; q < points; ++q, a += step) {
     float s = 0;
 #pragma omp simd reduction(+ : s)
     for (size_t c = 0; c < channels; ++c) s += w[c] * a[c];
-    raw[q] = s;
+    raw[q] += s;
   }
 }
 
@@ -58,7 +58,7 @@ INLINE void term_points(const float* RESTRICT a, Offset a_step, const float* RES
     float s = 0;
 #pragma omp simd reduction(+ : s)
     for (size_t c = 0; c < channels; ++c) s += Term::of(a[c], g[c]);
-    raw[q] = s;
+    raw[q] += s;
   }
 }
 

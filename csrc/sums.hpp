@@ -12,14 +12,17 @@ using Offset = std::ptrdiff_t;
 
 // ---- terms -----------------------------------------------------------------------------------------------------------
 
+// relu that keeps NaN
+INLINE float positive(float x) { return x < 0.f ? 0.f : x; }
+
 struct Product {
   INLINE float of(float a, float g) { return g * a; }
 };
 struct PositiveProduct {
-  INLINE float of(float a, float g) { return larger(g, 0.f) * a; }
+  INLINE float of(float a, float g) { return positive(g) * a; }
 };
 struct RectifiedProduct {
-  INLINE float of(float a, float g) { return larger(g * a, 0.f); }
+  INLINE float of(float a, float g) { return positive(g * a); }
 };
 
 // relu(g) alpha.  The quotient of pycam.h divided through by g^2, which neither overflows nor vanishes where that does.
@@ -31,9 +34,9 @@ INLINE float plusplus(float g, float sum) { return g <= 0.f ? 0.f : g / (2.f + s
 using SumChannels = void (*)(const float* g, Offset step, size_t outer, size_t inner, float* sums);
 // weights[c] += the sum of relu(g) alpha of channel c; sums: of its activations.
 using AlphaChannels = void (*)(const float* g, Offset step, size_t outer, size_t inner, const float* sums, float* weights);
-// raw[q] += (by points: =) the sum over channels of w[c] a.
+// raw[q] += the sum over channels of w[c] a.
 using DotChannels = void (*)(const float* a, Offset step, size_t outer, size_t inner, const float* w, float* raw);
-// raw[q] += (by points: =) the sum over channels of a term of a and g.
+// raw[q] += the sum over channels of a term of a and g.
 using TermChannels = void (*)(const float* a, Offset a_step, const float* g, Offset g_step, size_t outer, size_t inner,
                               float* raw);
 

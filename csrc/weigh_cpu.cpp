@@ -12,6 +12,7 @@ namespace {
 
 constexpr size_t AREA = 1024;  // positions at a time; more where one row has more
 constexpr size_t DEPTH = 128;  // channels at a time
+constexpr size_t RUN = 2048;   // channels of a point at a time
 constexpr size_t TILE = 8192;  // floats of a tile
 
 // ---- the parts of a job ----------------------------------------------------------------------------------------------
@@ -51,54 +52,59 @@ void each_points(const pycam_weighing& job, const Cut& cut, const Visit& visit) 
     for (size_t x = 0; x < job.width; x += cut.points) visit(y, x, std::min(cut.points, job.width - x));
 }
 
-// sums[c] = sum of channel c over positions.
-void sum_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& cut, float* sums) {
-  std::fill_n(sums, job.channels, 0.f);
+// totals[c] = what `of_planes` or `of_points`, whichever suits the tensor, add for channel c, over all of its tiles.
+template <class ByPlanes, class ByPoints>
+void total_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& cut, float* totals, const ByPlanes& of_planes,
+                    const ByPoints& of_points) {
+  std::fill_n(totals, job.channels, 0.f);
   if (!channels_together(t)) {
     each_planes(job, cut, [&](size_t c, size_t channels, size_t y, size_t rows) {
-      const Tile tile = planes(t, c, channels, y, rows, job.width, cut.first);
-      by_planes.sum(tile.data, tile.step, channels, rows * job.width, sums + c);
+      of_planes(planes(t, c, channels, y, rows, job.width, cut.first), c, channels, rows * job.width, totals + c);
     });
     return;
   }
   size_t since = 0;  // points in `partial`
   const auto settle = [&] {
-    for (size_t c = 0; c < job.channels; ++c) sums[c] += cut.partial[c];
+    for (size_t c = 0; c < job.channels; ++c) totals[c] += cut.partial[c];
     std::fill_n(cut.partial, job.channels, 0.f);
     since = 0;
   };
   std::fill_n(cut.partial, job.channels, 0.f);
   each_points(job, cut, [&](size_t y, size_t x, size_t points) {
-    const Tile tile = point_row(t, job.channels, y, x, points, cut.first);
-    by_points.sum(tile.data, tile.step, points, job.channels, cut.partial);
+    of_points(point_row(t, job.channels, y, x, points, cut.first), points, cut.partial);
     if ((since += points) >= AREA / 4) settle();
   });
   settle();
 }
 
+void sum_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& cut, float* sums) {
+  total_channels(
+      job, t, cut, sums,
+      [](const Tile& tile, size_t, size_t channels, size_t area, float* to) {
+        by_planes.sum(tile.data, tile.step, channels, area, to);
+      },
+      [&](const Tile& tile, size_t points, float* to) { by_points.sum(tile.data, tile.step, points, job.channels, to); });
+}
+
 void alpha_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& cut, const float* sums, float* weights) {
-  std::fill_n(weights, job.channels, 0.f);
-  if (channels_together(t))
-    each_points(job, cut, [&](size_t y, size_t x, size_t points) {
-      const Tile tile = point_row(t, job.channels, y, x, points, cut.first);
-      by_points.alpha(tile.data, tile.step, points, job.channels, sums, weights);
-    });
-  else
-    each_planes(job, cut, [&](size_t c, size_t channels, size_t y, size_t rows) {
-      const Tile tile = planes(t, c, channels, y, rows, job.width, cut.first);
-      by_planes.alpha(tile.data, tile.step, channels, rows * job.width, sums + c, weights + c);
-    });
+  total_channels(
+      job, t, cut, weights,
+      [&](const Tile& tile, size_t c, size_t channels, size_t area, float* to) {
+        by_planes.alpha(tile.data, tile.step, channels, area, sums + c, to);
+      },
+      [&](const Tile& tile, size_t points, float* to) { by_points.alpha(tile.data, tile.step, points, job.channels, sums, to); });
 }
 
 void dot_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& cut, const float* weights, float* raw) {
+  std::fill_n(raw, job.height * job.width, 0.f);
   if (channels_together(t)) {
     each_points(job, cut, [&](size_t y, size_t x, size_t points) {
       const Tile tile = point_row(t, job.channels, y, x, points, cut.first);
-      by_points.dot(tile.data, tile.step, points, job.channels, weights, raw + y * job.width + x);
+      for (size_t c = 0; c < job.channels; c += RUN)
+        by_points.dot(tile.data + c, tile.step, points, std::min(RUN, job.channels - c), weights + c, raw + y * job.width + x);
     });
     return;
   }
-  std::fill_n(raw, job.height * job.width, 0.f);
   each_planes(job, cut, [&](size_t c, size_t channels, size_t y, size_t rows) {
     const size_t area = rows * job.width;
     const Tile tile = planes(t, c, channels, y, rows, job.width, cut.first);
@@ -110,15 +116,17 @@ void dot_channels(const pycam_weighing& job, const pycam_tensor& t, const Cut& c
 
 void sum_terms(const pycam_weighing& job, const pycam_tensor& a, const pycam_tensor& g, const Cut& cut,
                TermChannels Sums::*term, float* raw) {
+  std::fill_n(raw, job.height * job.width, 0.f);
   if (channels_together(a) && channels_together(g)) {
     each_points(job, cut, [&](size_t y, size_t x, size_t points) {
       const Tile left = point_row(a, job.channels, y, x, points, cut.first);
       const Tile right = point_row(g, job.channels, y, x, points, cut.second);
-      (by_points.*term)(left.data, left.step, right.data, right.step, points, job.channels, raw + y * job.width + x);
+      for (size_t c = 0; c < job.channels; c += RUN)
+        (by_points.*term)(left.data + c, left.step, right.data + c, right.step, points, std::min(RUN, job.channels - c),
+                          raw + y * job.width + x);
     });
     return;
   }
-  std::fill_n(raw, job.height * job.width, 0.f);
   each_planes(job, cut, [&](size_t c, size_t channels, size_t y, size_t rows) {
     const size_t area = rows * job.width;
     const Tile left = planes(a, c, channels, y, rows, job.width, cut.first);

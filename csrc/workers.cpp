@@ -11,6 +11,8 @@
 #include <sched.h>
 #endif
 #if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
 #include <unistd.h>
 #endif
 
@@ -24,6 +26,27 @@ long process() {
   return 0;
 #endif
 }
+
+// While it lives, threads are started with all signals blocked: the process's handlers run on its own threads.
+class SignalsBlocked {
+#if defined(__unix__) || defined(__APPLE__)
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+ private:
+  sigset_t before_;
+#else
+ public:
+  SignalsBlocked() {}  // so that it is not unused
+#endif
+};
 
 struct Call {
   std::size_t count;
@@ -62,11 +85,16 @@ class Workers {
   void start(Call& call, std::size_t helpers) {
     {
       const std::lock_guard<std::mutex> lock(mutex_);
-      while (threads_.size() < helpers) threads_.emplace_back([this] { serve(); });
+      if (threads_.size() < helpers) hire(helpers);
       call_ = &call;
       wanted_ = helpers;
     }
     helpers == 1 ? wake_.notify_one() : wake_.notify_all();
+  }
+
+  void hire(std::size_t helpers) {
+    const SignalsBlocked blocked;
+    while (threads_.size() < helpers) threads_.emplace_back([this] { serve(); });
   }
 
   // The call lives on the caller's stack: nobody may have it when this returns.

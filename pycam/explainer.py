@@ -86,6 +86,7 @@ class Explainer:
         labels: Class names, if the model carries them (metadata `pycam.labels`), else ().
         inputs: The graph's inputs but the targets, (name, dtype, shape).
         preprocess: How to prepare pictures, if the model says so (metadata `pycam.preprocess`), else None.
+        device, batch: As given.
 
     A model given as a path is not read into memory: its weights are mapped from the file, so replace a file that is in
     use by renaming a new one over it, never by writing into it (or give `path.read_bytes()`).
@@ -133,7 +134,8 @@ class Explainer:
         aim = _target(target)
         self.device = check_device(device)
         self._options: dict[str, Any] = {"providers": providers, "threads": threads, "spin": spin, "shrink": shrink}
-        starter = Starter({**self._options, "cache": _cache(cache)}, _rows(batch), _shown() if progress else None)
+        self.batch = _rows(batch)
+        starter = Starter({**self._options, "cache": _cache(cache)}, self.batch, _shown() if progress else None)
         self.aug_smooth = aug_smooth
         metadata = metadata_of(model)
         spec = Spec.from_metadata(metadata)

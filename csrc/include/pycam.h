@@ -20,20 +20,23 @@
  *             so that all heads give the same bytes; within half a level + 0.002 of the formula in real numbers
  *
  * TOLERANCE against the reference (head_ref.cpp: the same in double, without tricks).
- *   raw       |difference| <= 1e-5 * sum_c |w_c A_c| at each position, as long as these sums are normal floats;
- *             w_c A_c is the term before any relu, for PYCAM_MEAN |w_c| is the mean of |g_c|, and for PYCAM_PLUSPLUS
- *             no denominator may cancel (behind a ReLU, where A >= 0, none does)
+ *   raw       |difference| <= 1e-5 * sum_c |w_c A_c| at each position, as long as these sums, and those of |g_c| and |A_c| over
+ *             positions, are normal floats, and C <= 2^16 and h w <= 2^20; w_c A_c is the term before any relu, for
+ *             PYCAM_MEAN |w_c| is the mean of |g_c|, and for PYCAM_PLUSPLUS no denominator may cancel (behind a ReLU, where
+ *             A >= 0, none does)
  *   heatmap   |difference| <= 1e-5 for the same raw maps, everywhere, for any finite input, also where the second s
  *             magnifies rounding errors
  *   flat      equal for the same raw maps
  *   levels, pictures   equal for the same heatmaps
  * One head on one machine gives bitwise the same result on every call, from every thread, with any number of threads.
+ * All of this holds in the floating-point environment that programs start with: not where denormals are taken for 0.
  *
  * NaN and +infinity in a raw map are an error (PYCAM_NOT_FINITE); -infinity is cut off by the relu.
  *
  * CALLS.  Every function is thread-safe and keeps no state but scratch memory, which stays with its thread: after a first
- * call, calls of the same shapes allocate nothing.  Nothing is thrown.  Where a function does not return PYCAM_OK, what
- * its outputs hold is unspecified.  Inputs are never written to.
+ * call, calls of the same shapes (of up to four, in turn) allocate nothing, as long as one map needs no more than 32 MB of
+ * it.  Nothing is thrown.  Where a function does not return PYCAM_OK, what its outputs hold is unspecified.  Inputs are
+ * never written to.
  * Outputs must not overlap inputs, but `pictures` may be `images` itself, with the same strides, where K is 1.
  */
 #ifndef PYCAM_H
@@ -65,7 +68,7 @@ extern "C" {
 typedef enum pycam_status {
   PYCAM_OK = 0,
   PYCAM_INVALID = 1,    /* an argument: pycam_last_error() says which and why */
-  PYCAM_NOT_FINITE = 2, /* NaN or +infinity in a raw map or heatmap */
+  PYCAM_NOT_FINITE = 2, /* NaN or +infinity in a raw map; NaN in a heatmap */
   PYCAM_NO_MEMORY = 3,  /* for scratch, or a thread could not be started */
 } pycam_status;
 
@@ -97,7 +100,7 @@ typedef enum pycam_weighting {
 } pycam_weighting;
 
 typedef struct pycam_weighing {
-  size_t images, maps, channels, height, width; /* N, K, C, h, w: only images and maps may be 0; h, w <= 2^24 */
+  size_t images, maps, channels, height, width; /* N, K, C, h, w: only images and maps may be 0; C <= 2^31, h, w <= 2^24 */
   pycam_tensor activations;
   pycam_tensor weights; /* or gradients */
   pycam_weighting weighting;

@@ -45,6 +45,8 @@ class NativeHead:
         if not lead or any(raw.ndim != 4 or raw.shape[:2] != lead for raw in raws):
             shapes = [raw.shape for raw in raws]
             raise ValueError(f"raws: expected one array (N, K, h, w) per layer with the same N and K, found {shapes}")
+        if len(size) != 2:
+            raise ValueError(f"size: expected (height, width), found {size}")
         pixels = lead[0] * lead[1] * size[0] * size[1]
         threads = self._threads(sum(raw.nbytes for raw in raws) + len(raws) * pixels * HEATMAP)
         maps, flat = self.native_finish([_numbers(raw) for raw in raws], size, threads=threads)

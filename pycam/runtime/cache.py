@@ -124,7 +124,8 @@ class Cache:
         for name in self._names(_ENTRY):
             folder = os.path.join(self.root, name)
             with suppress(OSError):  # somebody removed it meanwhile
-                size = sum(file.stat().st_size for file in os.scandir(folder))
+                with os.scandir(folder) as files:
+                    size = sum(file.stat().st_size for file in files)
                 found.append((name, size, os.stat(folder).st_mtime))
         return sorted(found, key=lambda entry: -entry[2])
 
@@ -221,10 +222,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def _seal(folder: str, about: Mapping[str, Any]) -> None:
     """Bring the files to the disk, and write what they are beside them."""
     files = {}
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        _flush(entry.path)
-        stat = os.stat(entry.path)
-        files[entry.name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(entry.path)}
+    for name in sorted(os.listdir(folder)):
+        path = os.path.join(folder, name)
+        _flush(path)
+        stat = os.stat(path)
+        files[name] = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": sha256(path)}
     path = os.path.join(folder, _ABOUT)
     with open(path, "w", encoding="utf-8") as file:
         json.dump({"about": dict(about), "files": files}, file, indent=1)

@@ -75,7 +75,7 @@ def test_a_forward_pass_that_fails_alone(
         def run(self, *_: Any) -> None:
             raise RuntimeError("no memory")
 
-    monkeypatch.setattr("pycam.runtime.session.make_session", lambda *_: Broken())
+    monkeypatch.setattr("pycam.runtime.session.make_session", lambda *_, **__: Broken())
     code, out, err = run("explain", photos["coffee"], "--model", small)
     assert (code, err) == (0, "")
     assert "the forward pass alone was not timed, the model cannot run on (1, 3, 16, 16): no memory" in out

@@ -98,7 +98,7 @@ def test_batch_size_is_taken(path: str, x: np.ndarray) -> None:
     first = cam(x)
     cam.batch_size = 3
     np.testing.assert_allclose(cam(x), first, atol=1e-5)
-    assert [explainers[0]._batch for _, explainers in cam._explainers] == [16, 3]
+    assert [explainers[0].batch for _, explainers in cam._explainers] == [16, 3]
     cam.batch_size = 0
     with pytest.raises(pycam.PycamError, match="batch"):
         cam(x)

@@ -142,6 +142,38 @@ def test_nan_and_infinity_pass_through() -> None:
         assert raw[0, 1] == 5
 
 
+@pytest.mark.parametrize("weighting", ["given", "mean", "positive", "rectified", "plusplus"])
+@pytest.mark.parametrize("where", ["activations", "weights"])
+def test_no_weighting_hides_nan(weighting: Any, where: str) -> None:
+    arrays = {"activations": np.ones((1, 5, 2, 2), np.float32), "weights": np.ones((1, 1, 5, 2, 2), np.float32)}
+    arrays[where][..., 3, 1, 1] = np.nan
+    for weigh, _ in HEADS:
+        assert np.isnan(weigh(arrays["activations"], arrays["weights"], weighting)[0, 0, 1, 1])
+
+
+@pytest.mark.parametrize("weighting", ["mean", "plusplus", "rectified", "given"])
+@pytest.mark.parametrize("by_points", [False, True])
+def test_many_positions_keep_the_tolerance(weighting: Any, by_points: bool) -> None:
+    """Constant values: every rounding error has the same sign."""
+    activations, gradients = np.full((1, 3, 224, 224), 0.1, np.float32), np.full((1, 1, 3, 224, 224), 0.3, np.float32)
+    if by_points:
+        activations = np.moveaxis(np.ascontiguousarray(np.moveaxis(activations, 1, -1)), -1, 1)
+        gradients = np.moveaxis(np.ascontiguousarray(np.moveaxis(gradients, 2, -1)), -1, 2)
+    expected = _native.weigh_ref(activations, gradients, weighting)
+    np.testing.assert_allclose(_native.weigh(activations, gradients, weighting), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("by_points", [False, True])
+@pytest.mark.parametrize("weighting", ["given", "rectified"])
+def test_many_channels_keep_the_tolerance(weighting: Any, by_points: bool) -> None:
+    shape = (1, 2, 2, 1 << 16) if by_points else (1, 1 << 16, 2, 2)
+    activations, weights = np.full(shape, 0.1, np.float32), np.full((1, *shape), 0.3, np.float32)
+    if by_points:
+        activations, weights = np.moveaxis(activations, -1, 1), np.moveaxis(weights, -1, 2)
+    expected = _native.weigh_ref(activations, weights, weighting)
+    np.testing.assert_allclose(_native.weigh(activations, weights, weighting), expected, rtol=1e-5)
+
+
 # ---- explain ---------------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,11 @@ struct Job {
     job.channels = random.one_of(channels);
     job.height = any_side(random);
     job.width = random.chance(3) ? job.height : any_side(random);
+    if (random.chance(20)) {  // more than one tile of positions
+      job.channels = random.between(1, 3), job.height = random.between(40, 60), job.width = random.between(50, 70);
+    } else if (random.chance(20)) {  // more than one of channels, and of points in a row
+      job.channels = random.between(2000, 3000), job.height = random.between(1, 2), job.width = random.between(5, 9);
+    }
     job.weighting = random.one_of(ways);
     const Index shape = {job.images, job.maps, job.channels, job.height, job.width};
     const bool dense = job.weighting != PYCAM_GIVEN || random.chance(2);

@@ -102,7 +102,7 @@ TEST(the_job) {
            "job.weighting: expected PYCAM_GIVEN (0) to PYCAM_PLUSPLUS (4), found 5"},
           {[](Arguments& a) { set_number(a.job.weighting, -1); },
            "job.weighting: expected PYCAM_GIVEN (0) to PYCAM_PLUSPLUS (4), found -1"},
-          {[](Arguments& a) { a.job.channels = 0; }, "job.channels: expected at least 1, found 0"},
+          {[](Arguments& a) { a.job.channels = 0; }, "job.channels: expected 1 to 2147483648, found 0"},
           {[](Arguments& a) { a.job.height = 0; }, "job.height: expected 1 to 16777216, found 0"},
           {[](Arguments& a) { a.job.width = 16777217; }, "job.width: expected 1 to 16777216, found 16777217"},
           {[](Arguments& a) { a.job.maps = SIZE_MAX / 4; },
@@ -271,6 +271,26 @@ TEST(weighing_lets_them_pass) {
   Arguments a;
   a.activations[0] = NOT_A_NUMBER;
   require(a.weigh() == PYCAM_OK && std::isnan(a.raw[0]) && a.raw[1] == 3, "%s", pycam_last_error());
+}
+
+TEST(no_weighting_hides_nan) {
+  for (const pycam_weighting way : {PYCAM_GIVEN, PYCAM_MEAN, PYCAM_POSITIVE, PYCAM_RECTIFIED, PYCAM_PLUSPLUS})
+    for (const bool in_weights : {false, true}) {
+      const float numbers[2] = {NOT_A_NUMBER, 1}, ones[2] = {1, 1};
+      const pycam_tensor with = {numbers, PYCAM_F32, 0, 0, 1, 0, 0}, without = {ones, PYCAM_F32, 0, 0, 1, 0, 0};
+      const pycam_weighing job = {1, 1, 2, 1, 1, in_weights ? without : with, in_weights ? with : without, way};
+      float raw = 0;
+      require(pycam_weigh(&job, &raw, 1) == PYCAM_OK && std::isnan(raw), "weighting %d, %s", way, in_weights ? "g" : "A");
+    }
+}
+
+TEST(too_many_channels) {
+  Arguments a;
+  for (const std::size_t channels : {(std::size_t{1} << 31) + 1, std::size_t{1} << 61, ~std::size_t{0}}) {
+    a.job.channels = channels;
+    require(a.weigh() == PYCAM_INVALID && starts(pycam_last_error(), "job.channels: expected 1 to 2147483648"), "said \"%s\"",
+            pycam_last_error());
+  }
 }
 
 TEST(an_error_stays_until_the_next_one) {

@@ -87,7 +87,12 @@ def test_a_second_process_needs_no_compiler(cnn: Net, tmp_path: Path) -> None:
     environment = {**os.environ, "PYCAM_CACHE": str(tmp_path / "cache")}
     runs = [
         subprocess.run(
-            [sys.executable, "-c", script, path], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", script, path],
+            env=environment,
+            cwd=tmp_path,  # not the source tree, which has no compiled module
+            capture_output=True,
+            text=True,
+            check=True,
         )
         for _ in range(2)
     ]
@@ -116,6 +121,7 @@ def test_processes_that_race(cnn: Net, tmp_path: Path) -> None:
     racing = [
         subprocess.Popen(
             [sys.executable, "-c", script, path, tmp_path / "cache", start],
+            cwd=tmp_path,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -136,7 +142,7 @@ def test_removal_while_others_load(cnn: Net, images: np.ndarray, tmp_path: Path)
     )
     path = pycam.export(cnn(), tmp_path / "e.onnx")
     want = pycam.Explainer(path)(images).heatmaps
-    clearing = subprocess.Popen([sys.executable, "-c", script, tmp_path / "cache"])
+    clearing = subprocess.Popen([sys.executable, "-c", script, tmp_path / "cache"], cwd=tmp_path)
     while clearing.poll() is None:
         explainer = pycam.Explainer(path, cache=tmp_path / "cache", threads=1)
         np.testing.assert_array_equal(explainer(images).heatmaps, want)

@@ -157,7 +157,8 @@ def test_an_empty_list_is_no_detection() -> None:
         numpy_helper.from_array(np.array([0.9], np.float32), "least1")
     )
     explainer = pycam.Explainer(net.proto, layer="features", target=Detection())
-    spec, found = explainer._run({"image": np.zeros((1, 3, small.SIZE, small.SIZE), np.float32)}, small.asked_for())
+    spec, image = explainer.spec, np.zeros((1, 3, small.SIZE, small.SIZE), np.float32)
+    found = explainer._run(explainer._one, {"image": image}, small.asked_for())
     assert found[spec.extras["box_scores"]].tolist() == found[spec.extras["detections"]].tolist() == [[0]]
     assert not found[spec.raw[0]].any()
 

@@ -99,7 +99,7 @@ def test_no_detection_above_the_score_is_said() -> None:
 def _check(net: Any, target: int, box: np.ndarray | None, x: np.ndarray) -> None:
     explainer = pycam.Explainer(net.proto, layer="features", target=Detection())
     asked = small.asked_for(target, box)
-    spec, outputs = explainer._run({"image": x}, asked)
+    spec, outputs = explainer.spec, explainer._run(explainer._one, {"image": x}, asked)
     extras = {key: outputs[name] for key, name in spec.extras.items()} | {"explained": outputs[spec.explained]}
     check_found(spec, asked, extras, ("dog", "cat", "bird"))
 
